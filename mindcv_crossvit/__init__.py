@@ -1,0 +1,22 @@
+"""CrossViT for MindSpore: models, recipes and the training that goes with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .models.catalog import list_models
+
+if TYPE_CHECKING:
+    from .models.registry import create_model
+
+__version__ = "0.1.0"
+__all__ = ["create_model", "list_models"]
+
+
+def __getattr__(name: str) -> Any:
+    """`create_model` is imported on first use: recipes and data workers must start without MindSpore."""
+    if name == "create_model":
+        from .models.registry import create_model
+
+        return create_model
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

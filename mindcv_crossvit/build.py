@@ -1,0 +1,141 @@
+"""From a recipe, its data and its plan to the objects the loop and the evaluation work with."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mindspore import nn
+
+from .data.loader import Loader
+from .data.sources import Splits
+from .data.transforms import EvalTransform, Normalise, TrainTransform
+from .data.views import EvalView, TrainView, View
+from .errors import UserError
+from .journal import Journal, manifest, versions
+from .models import catalog
+from .models.crossvit_config import macs
+from .models.registry import create_model
+from .plan import Plan
+from .recipe import Recipe, to_yaml
+from .runtime import Runtime
+from .training.checkpoint import Checkpoint, CheckpointFolder
+from .training.loop import Training
+from .training.optimizer import AdamW, decayed
+from .training.start import model_of
+from .training.state import State, load_model
+from .training.step import TrainStep
+
+
+def build_model(recipe: Recipe, classes: int) -> nn.Cell:
+    """The recipe's model for a number of classes. Raises UserError when MindCV has no such model."""
+    m = recipe.model
+    try:
+        return create_model(
+            m.name, classes, m.drop_path_rate, ops=recipe.run.ops, seed=recipe.run.seed, **m.overrides()
+        )
+    except ValueError as error:
+        raise UserError(f"model.name: {error}") from error
+
+
+def eval_view(recipe: Recipe, data: Splits) -> EvalView:
+    """The validation pictures as the recipe evaluates them."""
+    size, e = recipe.model.image_size, recipe.evaluate
+    normalise = Normalise(recipe.data.mean, recipe.data.std)
+    transform = EvalTransform(size, e.crop_fraction, normalise)
+    return EvalView(data.val, transform, e.batch, recipe.data.bad_images == "skip")
+
+
+def train_view(recipe: Recipe, data: Splits, plan: Plan) -> TrainView:
+    """The training pictures as the recipe augments them."""
+    transform = TrainTransform(recipe.model.image_size, recipe.augment, Normalise(recipe.data.mean, recipe.data.std))
+    return TrainView(
+        source=data.train,
+        transform=transform,
+        num_classes=plan.classes,
+        smoothing=recipe.loss.label_smoothing,
+        mix=recipe.mix,
+        group=plan.group,
+        batch=plan.per_device,
+        seed=recipe.run.seed,
+        skip_bad=recipe.data.bad_images == "skip",
+    )
+
+
+def build_loader(recipe: Recipe, views: dict[str, View]) -> Loader:
+    """Workers for the given views."""
+    return Loader(views, recipe.data.workers, recipe.data.prefetch)
+
+
+def new_state(recipe: Recipe, plan: Plan) -> State:
+    """A fresh model with the recipe's optimizer over its trainable parameters."""
+    model, o = build_model(recipe, plan.classes), recipe.optimizer
+    parameters = list(model.trainable_params())
+    return State(model, AdamW(parameters, decayed(parameters, o.no_decay), o.betas, o.eps, o.weight_decay))
+
+
+def begin(state: State, resumed: Checkpoint | None, initial: Checkpoint | None, journal: Journal) -> None:
+    """Puts the state where the run begins, and says where that is. Raises UserError when weights do not fit."""
+    if resumed:
+        state.restore(resumed)
+        journal.forget_after(state.update)
+        journal.say(f"resumed  {resumed.path}, after update {state.update:,}")
+    elif initial:
+        load_model(state.model, initial)
+        journal.say(f"weights  from {initial.path}")
+
+
+def build_training(
+    recipe: Recipe, plan: Plan, data: Splits, runtime: Runtime, journal: Journal, state: State, loader: Loader
+) -> Training:
+    """Everything the loop needs; the ranks begin with rank 0's parameters, which is checked."""
+    assert state.optimizer is not None
+    runtime.broadcast(state.parameters())
+    runtime.check_same(state.parameters(), "start")
+    return Training(
+        recipe=recipe,
+        plan=plan,
+        runtime=runtime,
+        model=state.model,
+        step=TrainStep(state.model, state.optimizer, plan.accumulation, plan.world),
+        state=state,
+        loader=loader,
+        val_labels=data.val.labels,
+        journal=journal,
+        checkpoints=CheckpointFolder(journal.folder, recipe.checkpoint.keep) if journal.folder else None,
+        about=about(recipe, data.class_names),
+    )
+
+
+def about(recipe: Recipe, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """What a checkpoint says of itself, besides its counters."""
+    return {
+        "model": model_of(recipe),
+        "recipe": recipe.to_dict(),
+        "class_names": list(class_names),
+        "versions": versions(),
+    }
+
+
+def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str]]:
+    """(topic, sentence) for each part of the plan that needs the model."""
+    parameters = list(state.model.trainable_params())
+    count, config = sum(p.size for p in parameters), recipe.model.config()
+    size = recipe.model.image_size
+    work = f", {macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
+    decays = sum(decayed(parameters, recipe.optimizer.no_decay))
+    return [
+        ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters, {size} px{work}"),
+        ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),
+    ]
+
+
+def write_folder(
+    journal: Journal, recipe: Recipe, lines: list[tuple[str, str]], data: Splits, runtime: Runtime
+) -> None:
+    """The files a run folder begins with: recipe as run, plan, manifest."""
+    journal.write("recipe.yaml", to_yaml(recipe))
+    journal.write("plan.txt", "".join(f"{topic:<8} {text}\n" for topic, text in lines))
+    counts = {"train": len(data.train), "val": len(data.val)}
+    facts = manifest(runtime.device, runtime.world, counts, data.class_names)
+    journal.write("manifest.json", json.dumps(facts, indent=2) + "\n")

@@ -1,0 +1,63 @@
+"""The command line of train.py and validate.py; everything else is said in the recipe."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .recipe import Recipe, load_recipe
+
+
+def train_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of train.py."""
+    parser = _parser("Train or finetune a model from a recipe.")
+    parser.add_argument("--output", metavar="DIR", help="run folder (default: runs/NAME)")
+    parser.add_argument(
+        "--resume", metavar="auto|PATH", help="go on with my own run: its newest whole checkpoint, or this one"
+    )
+    parser.add_argument("--init-from", metavar="PATH", help="start a new run from these weights")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is compiled")
+    arguments = parser.parse_args(argv)
+    if arguments.resume and arguments.init_from:
+        parser.error("--resume goes on with a run, --init-from begins one: give one of them")
+    return arguments
+
+
+def validate_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of validate.py."""
+    parser = _parser("Score a checkpoint: top-1, top-5 and cross-entropy over every picture once.")
+    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint")
+    return parser.parse_args(argv)
+
+
+def _parser(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("-c", "--config", required=True, metavar="YAML", help="the recipe")
+    parser.add_argument("--data_dir", metavar="DIR", help="folder of the data set")
+    parser.add_argument("--distribute", type=_true_or_false, metavar="True|False", help="False: one device")
+    parser.add_argument(
+        "--set",
+        dest="changes",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any recipe key, e.g. schedule.epochs=10",
+    )
+    return parser
+
+
+def _true_or_false(text: str) -> bool:
+    words = {"true": True, "false": False}
+    if text.lower() not in words:
+        raise argparse.ArgumentTypeError(f"expected True or False, got {text!r}")
+    return words[text.lower()]
+
+
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe with everything the command line says on top. Raises UserError."""
+    said: dict[str, Any] = {
+        "data.dir": arguments.data_dir,
+        "run.distribute": arguments.distribute,
+        "run.output": getattr(arguments, "output", None),
+    }
+    return load_recipe(arguments.config, arguments.changes, {k: v for k, v in said.items() if v is not None})

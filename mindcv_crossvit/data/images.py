@@ -1,0 +1,51 @@
+"""From the bytes of a file to an RGB picture, or to a plain reason why not."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image
+
+
+class BadImage(Exception):
+    """A picture that cannot be read; `name` says which, the message why."""
+
+    def __init__(self, name: str, reason: str):
+        self.name = name
+        super().__init__(f"{name}: {reason}")
+
+    def __reduce__(self):
+        return _rebuild, (self.name, str(self)[len(self.name) + 2 :])
+
+
+def _rebuild(name: str, reason: str) -> BadImage:
+    return BadImage(name, reason)
+
+
+def decode(data: bytes, name: str) -> Image.Image:
+    """An RGB picture from an encoded file's bytes; the first frame of an animation, 16-bit grey scaled to 8.
+
+    Raises BadImage for anything that cannot be decoded, is cut short, or has more pixels than Pillow's bomb limit.
+    """
+    if not data:
+        raise BadImage(name, "the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data)) as image:
+                return _to_rgb(image)
+    except Exception as error:  # decoders raise what they like, struct.error and SyntaxError among it
+        reason = str(error) or type(error).__name__
+        raise BadImage(name, reason.replace(f"{io.BytesIO.__name__}", "file")) from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode == "I":
+        grey = np.asarray(image).astype(np.int64)
+        scale = 257 if image.mode.startswith("I;16") or grey.max(initial=0) > 255 else 1
+        return Image.fromarray((grey // scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")

@@ -1,0 +1,144 @@
+"""Worker processes that prepare batches ahead, in shared memory; results do not depend on their number."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from math import prod
+from multiprocessing.shared_memory import SharedMemory
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import UserError
+from ..process import die_with_parent
+from .images import BadImage
+from .views import Arrays, Job, View
+
+
+class Batch(NamedTuple):
+    """A prepared batch; `arrays` are valid until the next batch is taken."""
+
+    job: Job
+    arrays: Arrays
+    skipped: list[tuple[int, str]]
+
+
+class Loader:
+    """Prepares the batches of several views with one set of workers.
+
+    workers: processes; with 0 everything is done when a batch is asked for.
+    prefetch: batches ahead per worker.
+    `waited` counts the seconds callers had to wait for a batch.
+    """
+
+    def __init__(self, views: Mapping[str, View], workers: int, prefetch: int = 2):
+        self.views, self.waited = dict(views), 0.0
+        slots = workers * prefetch + 1 if workers else 1
+        self._memory = {name: _Memory(view.shapes(), slots) for name, view in views.items()} if workers else {}
+        self._pool = None
+        if workers:
+            memory = {
+                name: (block.name, view.shapes())
+                for (name, view), block in zip(views.items(), self._memory.values(), strict=True)
+            }
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(workers, context, _start_worker, (self.views, memory))
+
+    def batches(self, view: str, jobs: Iterable[Job]) -> Iterator[Batch]:
+        """The batches of `jobs`, in order. Raises UserError for a picture that cannot be read or a lost worker."""
+        try:
+            yield from self._prefetched(view, iter(jobs)) if self._pool else self._inline(view, jobs)
+        except BadImage as error:
+            raise UserError(
+                f"a picture cannot be read: {error}; mend or remove it, or set data.bad_images=skip"
+            ) from error
+        except BrokenProcessPool as error:
+            raise UserError(
+                "a data worker process died; most often memory ran out: lower data.workers or data.prefetch"
+            ) from error
+
+    def _inline(self, view: str, jobs: Iterable[Job]) -> Iterator[Batch]:
+        for job in jobs:
+            started = perf_counter()
+            arrays = {name: np.zeros(shape, np.float32) for name, shape in self.views[view].shapes().items()}
+            skipped = self.views[view].fill(job, arrays)
+            self.waited += perf_counter() - started
+            yield Batch(job, arrays, skipped)
+
+    def _prefetched(self, view: str, jobs: Iterator[Job]) -> Iterator[Batch]:
+        assert self._pool is not None
+        memory = self._memory[view]
+        free = deque(range(memory.slots))
+        waiting: deque[tuple[Job, int, Future[list[tuple[int, str]]]]] = deque()
+        while True:
+            while free and (job := next(jobs, None)) is not None:
+                waiting.append((job, free[0], self._pool.submit(_work, view, job, free.popleft())))
+            if not waiting:
+                return
+            job, slot, future = waiting.popleft()
+            started = perf_counter()
+            skipped = future.result()
+            self.waited += perf_counter() - started
+            yield Batch(job, memory.arrays(slot), skipped)
+            free.append(slot)
+
+    def close(self) -> None:
+        """Ends the workers and gives the memory back."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        for memory in self._memory.values():
+            memory.close()
+        self._pool, self._memory = None, {}
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class _Memory:
+    """Slots for batches in one block of shared memory."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], slots: int, name: str | None = None):
+        self.shapes, self.slots, self._owner = shapes, slots, name is None
+        self._slot_bytes = sum(4 * prod(shape) for shape in shapes.values())
+        self._block = SharedMemory(name, create=name is None, size=0 if name else max(self._slot_bytes * slots, 1))
+        self.name = self._block.name
+
+    def arrays(self, slot: int) -> Arrays:
+        """The arrays of one slot."""
+        offset, found = slot * self._slot_bytes, {}
+        for name, shape in self.shapes.items():
+            found[name] = np.ndarray(shape, np.float32, self._block.buf, offset)
+            offset += 4 * prod(shape)
+        return found
+
+    def close(self) -> None:
+        with contextlib.suppress(BufferError):  # a caller still holds a batch; the memory goes with the process
+            self._block.close()
+        if self._owner:
+            self._block.unlink()
+
+
+_views: dict[str, View] = {}
+_worker_memory: dict[str, _Memory] = {}
+
+
+def _start_worker(views: dict[str, View], memory: dict[str, tuple[str, dict[str, tuple[int, ...]]]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
+    _views.update(views)
+    for view, (name, shapes) in memory.items():
+        _worker_memory[view] = _Memory(shapes, 0, name)
+
+
+def _work(view: str, job: Job, slot: int) -> list[tuple[int, str]]:
+    return _views[view].fill(job, _worker_memory[view].arrays(slot))

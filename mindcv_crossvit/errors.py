@@ -1,0 +1,39 @@
+"""Problems that are the user's to mend: shown as plain lines, exit code 2, never a traceback."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+USER_ERROR = 2
+"""Exit code of a problem in the recipe, the command line or the data."""
+DIVERGED = 3
+"""Exit code of a run whose loss became infinite or not a number."""
+
+
+class UserError(Exception):
+    """One or more problems, each a line that says what was given, what was expected and the nearest valid thing."""
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """'did you mean X?' for the nearest known name, or the list of known ones."""
+    known = list(known)
+    near = difflib.get_close_matches(str(given), known, 1, cutoff)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def run_main(main: Callable[[], int]) -> None:
+    """Runs a script's main; a UserError is printed line by line and ends it with code 2."""
+    try:
+        code = main()
+    except UserError as error:
+        sys.stdout.flush()
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr, flush=True)
+        code = USER_ERROR
+    sys.exit(code)

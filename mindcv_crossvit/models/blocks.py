@@ -1,0 +1,197 @@
+"""Blocks the models of this suite share. Parameter names are the official PyTorch ones.
+
+B batch, N tokens of a picture, T = B*N, C width. Tokens travel as [T, C]; N is known when a block is built.
+"""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+
+from ..ops import Ops
+
+
+def empty(shape: tuple[int, ...], name: str) -> Parameter:
+    """A parameter of zeros, to be filled by the model's initialisation or by weights."""
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name)
+
+
+class Linear(nn.Cell):
+    """[T, I] -> [T, O]; weight [O, I] as in PyTorch."""
+
+    def __init__(self, in_dim: int, out_dim: int, op: Ops, bias: bool = True):
+        super().__init__()
+        self.weight = empty((out_dim, in_dim), "weight")
+        self.bias = empty((out_dim,), "bias") if bias else None
+        self.op = op.linear()
+
+    def construct(self, x_ti):
+        return self.op(x_ti, self.weight, self.bias)
+
+
+class LayerNorm(nn.Cell):
+    """[T, C] -> [T, C] over the last axis; `weight` and `bias` are MindSpore's gamma and beta."""
+
+    def __init__(self, dim: int, op: Ops, eps: float = 1e-6):
+        super().__init__()
+        self.weight = empty((dim,), "weight")
+        self.bias = empty((dim,), "bias")
+        self.eps = eps
+        self.op = op.layer_norm(eps)
+
+    def construct(self, x_tc):
+        return self.op(x_tc, self.weight, self.bias)
+
+
+class Conv2d(nn.Cell):
+    """Convolution with bias between feature maps in the layout of the chosen ops."""
+
+    def __init__(
+        self, channels: tuple[int, int], kernel: int, stride: int, pad: int, op: Ops, *, from_image: bool = False
+    ):
+        super().__init__()
+        self.weight = empty((channels[1], channels[0], kernel, kernel), "weight")
+        self.bias = empty((channels[1],), "bias")
+        self.op = op.conv2d(kernel, stride, pad, from_image)
+
+    def construct(self, x):
+        return self.op(x, self.weight, self.bias)
+
+
+class Mlp(nn.Cell):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, dim: int, hidden: int, op: Ops):
+        super().__init__()
+        self.fc1 = Linear(dim, hidden, op)
+        self.fc2 = Linear(hidden, dim, op)
+        self.hidden = op.mlp_hidden()
+
+    def construct(self, x_tc):
+        return self.fc2(self.hidden(x_tc, self.fc1.weight, self.fc1.bias))
+
+
+class Attention(nn.Cell):
+    """Multi-head self-attention with a fused qkv layer, scale (C/H)^-0.5."""
+
+    def __init__(self, dim: int, heads: int, tokens: int, op: Ops, qkv_bias: bool = True):
+        super().__init__()
+        self.qkv = Linear(dim, 3 * dim, op, bias=qkv_bias)
+        self.proj = Linear(dim, dim, op)
+        self.attend = op.attention(tokens, heads)
+
+    def construct(self, x_tc):
+        return self.proj(self.attend(self.qkv(x_tc)))
+
+
+class DropPath(nn.Cell):
+    """Stochastic depth per sample: keeps a branch with probability 1 - rate and divides it by that probability.
+
+    The kept samples come from row `draw` of `drop_scale` [draws, B] (0 or 1/(1 - rate)) when the caller gives it, so
+    that a run can be repeated exactly. Without it the layer draws by itself while training, for other people's loops.
+    """
+
+    def __init__(self, rate: float, draw: int, tokens: int):
+        super().__init__()
+        self.rate, self.draw, self.tokens = rate, draw, tokens
+        self.own_draw = nn.Dropout(p=rate)
+
+    def construct(self, y_tc, drop_scale=None):
+        if self.rate == 0 or not self.training:
+            return y_tc
+        y_bnc = y_tc.reshape(-1, self.tokens, y_tc.shape[1])
+        if drop_scale is None:
+            scale = self.own_draw(ops.ones((y_bnc.shape[0], 1, 1), ms.float32))
+        else:
+            scale = drop_scale[self.draw].reshape(-1, 1, 1)
+        return (y_bnc * scale.astype(y_bnc.dtype)).reshape(y_tc.shape)
+
+
+class DropPathSchedule:
+    """Hands out DropPath layers and remembers the rate of each draw, in order."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def layer(self, rate: float, tokens: int) -> DropPath:
+        rate = float(rate)
+        draw = len(self.rates)
+        if rate > 0:
+            self.rates.append(rate)
+        return DropPath(rate, draw, tokens)
+
+
+class Block(nn.Cell):
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        hidden: int,
+        tokens: int,
+        op: Ops,
+        drops: DropPathSchedule,
+        drop_path: float = 0.0,
+        qkv_bias: bool = True,
+    ):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, op)
+        self.attn = Attention(dim, heads, tokens, op, qkv_bias)
+        self.norm2 = LayerNorm(dim, op)
+        self.mlp = Mlp(dim, hidden, op)
+        self.drop_attn = drops.layer(drop_path, tokens)
+        self.drop_mlp = drops.layer(drop_path, tokens)
+
+    def construct(self, x_tc, drop_scale=None):
+        x_tc = x_tc + self.drop_attn(self.attn(self.norm1(x_tc)), drop_scale)
+        return x_tc + self.drop_mlp(self.mlp(self.norm2(x_tc)), drop_scale)
+
+
+class CrossAttentionBlock(nn.Cell):
+    """The class token attends to itself and the patches: cls + proj(attention(norm(x))); no MLP (paper eq. 4-5)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        tokens: int,
+        op: Ops,
+        drops: DropPathSchedule,
+        drop_path: float = 0.0,
+        qkv_bias: bool = True,
+    ):
+        super().__init__()
+        self.tokens = tokens
+        self.norm1 = LayerNorm(dim, op)
+        self.attn = CrossAttention(dim, heads, tokens, op, qkv_bias)
+        self.drop = drops.layer(drop_path, 1)
+
+    def construct(self, x_tc, drop_scale=None):
+        cls_bc = first_token(x_tc, self.tokens)
+        return cls_bc + self.drop(self.attn(self.norm1(x_tc)), drop_scale)
+
+
+class CrossAttention(nn.Cell):
+    """Query from token 0, keys and values from all tokens; [T, C] -> [B, C]."""
+
+    def __init__(self, dim: int, heads: int, tokens: int, op: Ops, qkv_bias: bool = True):
+        super().__init__()
+        self.tokens = tokens
+        self.wq = Linear(dim, dim, op, bias=qkv_bias)
+        self.wk = Linear(dim, dim, op, bias=qkv_bias)
+        self.wv = Linear(dim, dim, op, bias=qkv_bias)
+        self.proj = Linear(dim, dim, op)
+        self.attend = op.class_attention(tokens, heads)
+
+    def construct(self, x_tc):
+        query_bc = self.wq(first_token(x_tc, self.tokens))
+        return self.proj(self.attend(query_bc, self.wk(x_tc), self.wv(x_tc)))
+
+
+def first_token(x_tc, tokens):
+    """[B*N, C] -> [B, C]."""
+    if tokens == 1:
+        return x_tc
+    return x_tc.reshape(-1, tokens, x_tc.shape[1])[:, 0]

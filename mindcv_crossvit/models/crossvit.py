@@ -1,0 +1,199 @@
+"""CrossViT (arXiv 2103.14899): two branches of patches of different size, fused by their class tokens.
+
+B batch, i branch (0 small patches, 1 large), P patches, N = 1 + P tokens, T = B*N, C width. Tokens travel as [T, C].
+Follows the official code to the last epsilon: exact GELU, LayerNorm eps 1e-6, bicubic resize inside the model.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from mindspore import ParameterTuple, nn, ops
+
+from ..ops import Ops
+from .blocks import Block, Conv2d, CrossAttentionBlock, DropPathSchedule, LayerNorm, Linear, empty, first_token
+from .crossvit_config import CrossViTConfig
+from .init import init_weights
+from .resize import BicubicResize
+
+
+class PatchEmbed(nn.Cell):
+    """Image [B, 3, S, S] -> patch tokens [B*P, C], row-major: one convolution, or the three of the dagger variants."""
+
+    def __init__(self, patch: int, dim: int, multi_conv: bool, op: Ops):
+        super().__init__()
+        if multi_conv:
+            # 12: 240 -> 60 -> 20 -> 20 pixels; 16: 224 -> 56 -> 28 -> 14
+            middle, last = ((3, 3, 0), (3, 1, 1)) if patch == 12 else ((3, 2, 1), (3, 2, 1))
+            self.proj = nn.SequentialCell(
+                Conv2d((3, dim // 4), 7, 4, 3, op, from_image=True),
+                nn.ReLU(),
+                Conv2d((dim // 4, dim // 2), *middle, op),
+                nn.ReLU(),
+                Conv2d((dim // 2, dim), *last, op),
+            )
+        else:
+            self.proj = Conv2d((3, dim), patch, patch, 0, op, from_image=True)
+        self.to_tokens = op.to_tokens()
+
+    def construct(self, x_b3ss):
+        return self.to_tokens(self.proj(x_b3ss))
+
+
+def project_token(in_dim: int, out_dim: int, op: Ops) -> nn.SequentialCell:
+    """LayerNorm, GELU, Linear, in that order: a class token to the other branch's width (paper eq. 3, f and g)."""
+    return nn.SequentialCell(LayerNorm(in_dim, op), op.gelu(), Linear(in_dim, out_dim, op))
+
+
+class MultiScaleBlock(nn.Cell):
+    """One multi-scale encoder: transformer blocks per branch, then each class token reads the other branch.
+
+    With L >= 2 cross-attention blocks the later ones see only the token the first one made, as in the official code
+    (row D of the paper's table 6): their softmax is over one key.
+    """
+
+    def __init__(
+        self,
+        config: CrossViTConfig,
+        triple: tuple[int, int, int],
+        op: Ops,
+        drops: DropPathSchedule,
+        rates: list[float],
+    ):
+        super().__init__()
+        dims, heads, self.tokens = config.embed_dim, config.num_heads, config.tokens
+        self.dims = dims
+        self.blocks = nn.CellList(
+            [
+                nn.CellList(
+                    [
+                        Block(
+                            dims[i],
+                            heads[i],
+                            config.hidden_dim[i],
+                            self.tokens[i],
+                            op,
+                            drops,
+                            rates[b],
+                            config.qkv_bias,
+                        )
+                        for b in range(triple[i])
+                    ]
+                )
+                for i in range(2)
+            ]
+        )
+        self.projs = nn.CellList([project_token(dims[i], dims[1 - i], op) for i in range(2)])
+        self.fusion = nn.CellList([self._fusion(config, 1 - i, triple[2], op, drops, rates[-1]) for i in range(2)])
+        self.revert_projs = nn.CellList([project_token(dims[1 - i], dims[i], op) for i in range(2)])
+
+    @staticmethod
+    def _fusion(config: CrossViTConfig, j: int, blocks: int, op: Ops, drops: DropPathSchedule, rate: float) -> nn.Cell:
+        def block(tokens: int) -> CrossAttentionBlock:
+            return CrossAttentionBlock(
+                config.embed_dim[j], config.num_heads[j], tokens, op, drops, rate, config.qkv_bias
+            )
+
+        first = block(config.tokens[j])
+        return first if blocks == 0 else nn.CellList([first, *(block(1) for _ in range(blocks - 1))])
+
+    def construct(self, x0_tc, x1_tc, drop_scale=None):
+        for block in self.blocks[0]:
+            x0_tc = block(x0_tc, drop_scale)
+        for block in self.blocks[1]:
+            x1_tc = block(x1_tc, drop_scale)
+        cls0_bc, patches0_bpc = self._split(x0_tc, 0)
+        cls1_bc, patches1_bpc = self._split(x1_tc, 1)
+        new0_bc = self._fuse(0, cls0_bc, patches1_bpc, drop_scale)
+        new1_bc = self._fuse(1, cls1_bc, patches0_bpc, drop_scale)
+        return join(new0_bc, patches0_bpc), join(new1_bc, patches1_bpc)
+
+    def _split(self, x_tc, i):
+        x_bnc = x_tc.reshape(-1, self.tokens[i], self.dims[i])
+        return x_bnc[:, 0], x_bnc[:, 1:]
+
+    def _fuse(self, i, cls_bc, other_patches_bpc, drop_scale):
+        """The class token of branch i, replaced by what it read in the other branch (no residual to the old one)."""
+        token_bc = join(self.projs[i](cls_bc), other_patches_bpc)
+        fusion = self.fusion[i]
+        if isinstance(fusion, nn.CellList):
+            for block in fusion:
+                token_bc = block(token_bc, drop_scale)
+        else:
+            token_bc = fusion(token_bc, drop_scale)
+        return self.revert_projs[i](token_bc)
+
+
+def join(cls_bc, patches_bpc):
+    """[B, C] and [B, P, C] -> [B*N, C]."""
+    return ops.concat((cls_bc.expand_dims(1), patches_bpc), 1).reshape(-1, cls_bc.shape[1])
+
+
+class CrossViT(nn.Cell):
+    """Image [B, 3, S, S] (S = config.img_size[0], normalised) -> logits [B, num_classes], the mean of two heads.
+
+    drop_path_rate: 0 to 1, linear over depth; the small branch and the fusion take their encoder's first values and
+        last value, as in the official code.
+    drop_scale (argument of the call, optional): [len(model.drop_rates), B], see DropPath.
+    Raises ValueError for an input of another size.
+    """
+
+    def __init__(
+        self, config: CrossViTConfig, op: Ops, num_classes: int = 1000, drop_path_rate: float = 0.0, seed: int = 0
+    ):
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.tokens, self.dims, self.input_size = config.tokens, config.embed_dim, config.img_size[0]
+        self.pos_embed = ParameterTuple(
+            [empty((1, config.tokens[i], config.embed_dim[i]), f"pos_embed.{i}") for i in range(2)]
+        )
+        self.cls_token = ParameterTuple([empty((1, 1, config.embed_dim[i]), f"cls_token.{i}") for i in range(2)])
+        self.resize = nn.CellList([_resize(self.input_size, config.img_size[i]) for i in range(2)])
+        self.patch_embed = nn.CellList(
+            [PatchEmbed(config.patch_size[i], config.embed_dim[i], config.multi_conv, op) for i in range(2)]
+        )
+        drops = DropPathSchedule()
+        self.blocks = nn.CellList(
+            [
+                MultiScaleBlock(config, triple, op, drops, rates)
+                for triple, rates in zip(config.depth, drop_path_rates(config, drop_path_rate), strict=True)
+            ]
+        )
+        self.drop_rates = tuple(drops.rates)
+        self.norm = nn.CellList([LayerNorm(dim, op) for dim in config.embed_dim])
+        self.head = nn.CellList([Linear(dim, num_classes, op) for dim in config.embed_dim])
+        init_weights(self, seed)
+
+    def construct(self, x_b3ss, drop_scale=None):
+        if x_b3ss.shape[2] != self.input_size or x_b3ss.shape[3] != self.input_size:
+            raise ValueError(f"this model takes images of {self.input_size} pixels, not {x_b3ss.shape}")
+        x0_tc, x1_tc = self._embed(x_b3ss, 0), self._embed(x_b3ss, 1)
+        for encoder in self.blocks:
+            x0_tc, x1_tc = encoder(x0_tc, x1_tc, drop_scale)
+        return (self._classify(x0_tc, 0) + self._classify(x1_tc, 1)) * 0.5
+
+    def _embed(self, x_b3ss, i):
+        tokens, dim = self.tokens[i], self.dims[i]
+        patches = self.patch_embed[i](self.resize[i](x_b3ss)).reshape(-1, tokens - 1, dim)
+        cls_b1c = ops.broadcast_to(self.cls_token[i], (patches.shape[0], 1, dim))
+        return (ops.concat((cls_b1c, patches), 1) + self.pos_embed[i]).reshape(-1, dim)
+
+    def _classify(self, x_tc, i):
+        return self.head[i](self.norm[i](first_token(x_tc, self.tokens[i])))
+
+
+def _resize(size: int, new_size: int) -> nn.Cell:
+    return nn.Identity() if size == new_size else BicubicResize(size, new_size)
+
+
+def drop_path_rates(config: CrossViTConfig, rate: float) -> list[list[float]]:
+    """The drop-path values of each encoder: its max(N, M) + L next values of a line from 0 to `rate`.
+
+    Block b of either branch uses value b, all cross-attention blocks the last one. The official line has M + L points
+    an encoder, which runs out when N > M; ours has max(N, M) + L, the same for every published variant.
+    """
+    sizes = [max(n, m) + l for n, m, l in config.depth]
+    line = np.linspace(0, rate, sum(sizes))
+    starts = np.cumsum([0, *sizes])
+    return [[float(v) for v in line[a:b]] for a, b in pairwise(starts)]

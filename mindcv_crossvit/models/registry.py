@@ -1,0 +1,58 @@
+"""From a name to a model."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from mindspore import nn
+
+from ..ops import choose
+from . import catalog
+from .crossvit import CrossViT
+from .crossvit_config import FIELDS, VARIANTS
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    drop_path_rate: float = 0.0,
+    *,
+    ops: str = "auto",
+    seed: int = 0,
+    **overrides: Any,
+) -> nn.Cell:
+    """Builds a model with fresh weights drawn from `seed`.
+
+    name: one of list_models(), the official or timm's spelling, or `mindcv/NAME` for a model of MindCV's zoo.
+    drop_path_rate: stochastic depth, 0 to 1 (exclusive).
+    ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
+    overrides: arguments of the official constructor: img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio,
+        multi_conv, qkv_bias. For a MindCV model they are passed on to it.
+    Raises ValueError for an unknown name or argument, with the nearest known one, and for impossible sizes.
+    """
+    name = catalog.resolve(name)
+    if name.startswith(catalog.MINDCV_PREFIX):
+        return _create_mindcv(name[len(catalog.MINDCV_PREFIX) :], num_classes, drop_path_rate, overrides)
+    if not (isinstance(num_classes, int) and num_classes >= 1):
+        raise ValueError(f"num_classes must be a whole number from 1, not {num_classes!r}")
+    if not 0 <= drop_path_rate < 1:
+        raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate!r}")
+    for key in overrides:
+        if key not in FIELDS:
+            near = difflib.get_close_matches(key, FIELDS, 1) or [", ".join(FIELDS)]
+            raise ValueError(f"{name} has no argument {key!r}; did you mean {near[0]}?")
+    return CrossViT(VARIANTS[name].with_overrides(overrides), choose(ops), num_classes, drop_path_rate, seed)
+
+
+def _create_mindcv(name: str, num_classes: int, drop_path_rate: float, overrides: dict[str, Any]) -> nn.Cell:
+    """A model of MindCV's zoo; MindCV is imported only here and in mindcv_bridge."""
+    import mindcv
+
+    if not mindcv.is_model(name):
+        near = difflib.get_close_matches(name, mindcv.list_models(), 1, 0.5)
+        hint = f"; did you mean mindcv/{near[0]}?" if near else ""
+        raise ValueError(f"MindCV {mindcv.__version__} has no model {name!r}{hint}")
+    if drop_path_rate:
+        overrides = {"drop_path_rate": drop_path_rate, **overrides}
+    return mindcv.create_model(name, num_classes=num_classes, **overrides)

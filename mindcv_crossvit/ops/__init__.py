@@ -1,0 +1,63 @@
+"""The few primitives every model is written in, in named implementations, chosen once.
+
+    standard   MindSpore's own fused operators: the Ascend path, and the reference
+    composed   compositions of fast MindSpore CPU operators with gradients of their own
+
+The built-in CPU kernels behind `standard` are correct where it uses them and slow; `composed` gives the same values to
+float32 rounding. Tokens stay two-dimensional, [B*N, C], through a whole block: both backends multiply those fastest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+NAMES = ("standard", "composed")
+
+
+@dataclass(frozen=True)
+class Ops:
+    """One implementation of the primitives. Every entry builds a Cell without parameters.
+
+    linear()                      (x [T, I], weight [O, I], bias [O] or None) -> [T, O]
+    mlp_hidden()                  (x [T, I], weight [O, I], bias [O]) -> gelu(linear) [T, O]
+    gelu()                        exact (erf) GELU of any shape
+    layer_norm(eps)               (x [T, C], weight [C], bias [C]) -> [T, C]
+    attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
+    class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
+    conv2d(kernel, stride, pad, from_image)
+                                  (map, weight [O, I, k, k], bias [O]) -> map, in the implementation's own layout;
+                                  from_image marks the convolution whose input is an image [B, 3, H, W]
+    to_tokens()                   map -> [B*N, C], row-major
+    """
+
+    name: str
+    linear: Callable[[], Any]
+    mlp_hidden: Callable[[], Any]
+    gelu: Callable[[], Any]
+    layer_norm: Callable[[float], Any]
+    attention: Callable[[int, int], Any]
+    class_attention: Callable[[int, int], Any]
+    conv2d: Callable[[int, int, int, bool], Any]
+    to_tokens: Callable[[], Any]
+
+
+def choose(name: str = "auto", device: str | None = None) -> Ops:
+    """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
+
+    Raises ValueError for an unknown name.
+    """
+    if name == "auto":
+        from ..runtime import device_target
+
+        name = "composed" if (device or device_target()) == "CPU" else "standard"
+    if name not in NAMES:
+        raise ValueError(f"unknown ops {name!r}; known are auto, {', '.join(NAMES)}")
+    if name == "composed":
+        from .composed import COMPOSED
+
+        return COMPOSED
+    from .standard import STANDARD
+
+    return STANDARD

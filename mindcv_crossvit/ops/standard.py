@@ -1,0 +1,101 @@
+"""MindSpore's own operators: what an Ascend card runs, and the reference the other implementations are tested against.
+
+B batch, N tokens, T = B*N, C width, H heads, D = C/H head width, I/O in and out width.
+"""
+
+from __future__ import annotations
+
+from mindspore import nn, ops
+
+from . import Ops
+
+
+class Linear(nn.Cell):
+    """x W^T + b on two-dimensional x."""
+
+    def construct(self, x_ti, weight_oi, bias_o=None):
+        return ops.dense(x_ti, weight_oi, bias_o)
+
+
+class Gelu(nn.Cell):
+    """x * Phi(x) with the exact normal distribution, not MindSpore's default tanh form."""
+
+    def construct(self, x):
+        return ops.gelu(x, approximate="none")
+
+
+class MlpHidden(nn.Cell):
+    """gelu(x W^T + b)."""
+
+    def construct(self, x_ti, weight_oi, bias_o):
+        return ops.gelu(ops.dense(x_ti, weight_oi, bias_o), approximate="none")
+
+
+class LayerNorm(nn.Cell):
+    """Normalises the last axis; eps is always given, MindSpore's default is 1e-7."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+
+    def construct(self, x_tc, weight_c, bias_c):
+        return self.norm(x_tc, weight_c, bias_c)[0]
+
+
+class Attention(nn.Cell):
+    """softmax(q k^T / sqrt(D)) v over all tokens of a picture."""
+
+    def __init__(self, tokens: int, heads: int):
+        super().__init__()
+        self.tokens, self.heads = tokens, heads
+
+    def construct(self, qkv_t3c):
+        width = qkv_t3c.shape[1] // 3
+        head_dim = width // self.heads
+        qkv = ops.transpose(qkv_t3c.reshape(-1, self.tokens, 3, self.heads, head_dim), (2, 0, 3, 1, 4))
+        q_bhnd, k_bhnd, v_bhnd = qkv[0], qkv[1], qkv[2]
+        out_bhnd = _attend(q_bhnd, k_bhnd, v_bhnd)
+        return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(-1, width)
+
+
+class ClassAttention(nn.Cell):
+    """One query a picture, the class token, against all N keys."""
+
+    def __init__(self, tokens: int, heads: int):
+        super().__init__()
+        self.tokens, self.heads = tokens, heads
+
+    def construct(self, q_bc, k_tc, v_tc):
+        width = q_bc.shape[1]
+        head_dim = width // self.heads
+        q_bh1d = q_bc.reshape(-1, self.heads, 1, head_dim)
+        k_bhnd = ops.transpose(k_tc.reshape(-1, self.tokens, self.heads, head_dim), (0, 2, 1, 3))
+        v_bhnd = ops.transpose(v_tc.reshape(-1, self.tokens, self.heads, head_dim), (0, 2, 1, 3))
+        return _attend(q_bh1d, k_bhnd, v_bhnd).reshape(-1, width)
+
+
+def _attend(q, k, v):
+    scores = ops.matmul(q * (q.shape[-1] ** -0.5), ops.transpose(k, (0, 1, 3, 2)))
+    return ops.matmul(ops.softmax(scores, axis=-1), v)
+
+
+class Conv2d(nn.Cell):
+    """Convolution with bias on maps [B, C, H, W]."""
+
+    def __init__(self, kernel: int, stride: int, pad: int, from_image: bool = False):
+        super().__init__()
+        del from_image  # images and maps have one layout here
+        self.stride, self.pad, self.kernel = stride, pad, kernel
+
+    def construct(self, x_bchw, weight_oikk, bias_o):
+        return ops.conv2d(x_bchw, weight_oikk, bias_o, stride=self.stride, pad_mode="pad", padding=self.pad)
+
+
+class ToTokens(nn.Cell):
+    """[B, C, H, W] -> [B*H*W, C]."""
+
+    def construct(self, x_bchw):
+        return ops.transpose(x_bchw, (0, 2, 3, 1)).reshape(-1, x_bchw.shape[1])
+
+
+STANDARD = Ops("standard", Linear, MlpHidden, Gelu, LayerNorm, Attention, ClassAttention, Conv2d, ToTokens)

@@ -1,0 +1,63 @@
+"""A picture of a run's curves. Reads the run folder only; the training path does not need it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CURVES = "curves.png"
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def draw_curves(folder: Path) -> Path:
+    """Writes curves.png: training and validation loss over epochs, validation accuracy, learning rate."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    lines = read_metrics(folder)
+    updates = [line for line in lines if "loss" in line]
+    scores = [line for line in lines if "val_top1" in line]
+    per_epoch = max(updates[-1]["update"] / updates[-1]["epoch"], 1)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    left.plot(
+        [u["update"] / per_epoch for u in updates], [u["loss"] for u in updates], lw=0.5, alpha=0.6, label="training"
+    )
+    left.plot([s["epoch"] for s in scores], [s["val_loss"] for s in scores], lw=1.5, label="validation")
+    left.set(xlabel="epoch", ylabel="cross-entropy", title="loss")
+    left.legend(frameon=False)
+    rate = left.twinx()
+    rate.plot([u["update"] / per_epoch for u in updates], [u["lr"] for u in updates], lw=0.8, ls=":", color="grey")
+    rate.set_ylabel("learning rate (dotted)")
+    right.plot([s["epoch"] for s in scores], [100 - s["val_top1"] for s in scores], lw=1.2, color="tab:green")
+    right.set(
+        xlabel="epoch",
+        ylabel="error, %",
+        yscale="symlog",
+        title=f"validation error; last top-1 {scores[-1]['val_top1']:.2f} %",
+    )
+    right.set_ylim(bottom=0)
+    right.grid(alpha=0.3)
+    path = folder / CURVES
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
+def score_table(score: Any, facts: dict[str, str], meta: dict[str, Any]) -> str:
+    """A score for people."""
+    rows = [
+        ("model", facts["model"]),
+        ("checkpoint", f"{facts['checkpoint']} (after update {meta['update']:,})"),
+        ("top-1", f"{score.top1:.2f} %"),
+        ("top-5", f"{score.top5:.2f} %"),
+        ("cross-entropy", f"{score.loss:.4f}"),
+        ("images", f"{score.images:,} counted once" + (f", {score.skipped} skipped" if score.skipped else "")),
+    ]
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)

@@ -1,0 +1,135 @@
+"""The only file that touches MindSpore's context, ranks and collectives.
+
+Collectives here keep to what every backend has: AllGather of int32 and float32, AllReduce of float32, Broadcast.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .errors import UserError
+from .process import die_with_parent
+
+
+def launched_world() -> int | None:
+    """How many ranks msrun started, None when it did not; known before MindSpore is imported."""
+    if "MS_SCHED_HOST" not in os.environ or "MS_WORKER_NUM" not in os.environ:
+        return None
+    return int(os.environ["MS_WORKER_NUM"])
+
+
+def launched_rank() -> int:
+    """This process's rank under msrun, else 0; known before MindSpore is imported."""
+    return int(os.environ.get("RANK_ID", "0")) if launched_world() else 0
+
+
+def is_scheduler() -> bool:
+    """msrun starts one process that only introduces the others; it runs the same script."""
+    return os.environ.get("MS_ROLE") == "MS_SCHED"
+
+
+def planned_world(distribute: bool | None) -> int:
+    """Ranks a run will have. Raises UserError when the option and the launcher contradict each other."""
+    launched = launched_world()
+    if distribute and launched is None:
+        raise UserError("run.distribute is true but msrun did not start this: msrun --worker_num 8 python train.py ...")
+    if distribute is False and launched and launched > 1:
+        raise UserError(
+            f"run.distribute is false but msrun started {launched} workers: start python train.py without msrun"
+        )
+    return launched or 1
+
+
+def resolve_device(device: str) -> str:
+    """`CPU` or `Ascend`; auto takes Ascend where the driver shows a card."""
+    if device != "auto":
+        return device
+    return "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
+
+
+def device_target() -> str:
+    """The device MindSpore is set to."""
+    import mindspore as ms
+
+    return ms.get_context("device_target")
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """This process's place in the run."""
+
+    device: str
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 writes files and speaks."""
+        return self.rank == 0
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """values of every rank, [world, ...]; int32 or float32 of one shape, at least one dimension."""
+        if values.dtype not in (np.int32, np.float32):
+            raise TypeError(f"gather takes int32 or float32, not {values.dtype}")
+        if self.world == 1:
+            return values[None]
+        from mindspore import Tensor, ops
+
+        return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
+
+    def broadcast(self, parameters: Iterable) -> None:
+        """Gives every rank the parameters of rank 0."""
+        if self.world == 1:
+            return
+        from mindspore import ops
+
+        broadcast = ops.Broadcast(0)
+        for parameter in parameters:
+            parameter.set_data(broadcast((parameter,))[0])
+
+    def check_same(self, parameters: Iterable, when: str) -> None:
+        """Compares a checksum of each parameter over the ranks. Raises RuntimeError naming those that differ."""
+        if self.world == 1:
+            return
+        parameters = list(parameters)
+        sums = np.array([_checksum(p.asnumpy()) for p in parameters], np.int32)
+        everyone = self.gather(sums)
+        differing = [p.name for i, p in enumerate(parameters) if len(set(everyone[:, i])) > 1]
+        if differing:
+            raise RuntimeError(
+                f"{when}: the ranks' parameters differ, first {differing[0]} ({len(differing)} of {len(parameters)})"
+            )
+
+
+def _checksum(values: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).tobytes()) - 2**31
+
+
+def start(device: str) -> Runtime:
+    """Sets graph mode and the device, and joins the other ranks under msrun.
+
+    The scheduler process of msrun ends in here when the run is over. Raises UserError when the device is not there.
+    """
+    if launched_world():
+        die_with_parent()
+    import mindspore as ms
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        ms.set_device(resolve_device(device))
+    except Exception as error:  # MindSpore raises several kinds for a missing driver or library
+        raise UserError(f"run.device: {device} is not usable here: {str(error).splitlines()[0]}") from error
+    if not launched_world():
+        return Runtime(resolve_device(device))
+    from mindspore.communication import get_group_size, get_rank, init
+
+    init("hccl" if resolve_device(device) == "Ascend" else "mccl")
+    if is_scheduler():
+        raise SystemExit(0)
+    return Runtime(resolve_device(device), get_rank(), get_group_size())

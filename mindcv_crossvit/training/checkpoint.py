@@ -1,0 +1,143 @@
+"""Checkpoints that know themselves, in one safetensors file each, whole or refused.
+
+A file holds `model.NAME` and `optimizer.NAME` tensors and, in its header, everything needed to go on or to evaluate:
+model, recipe, class names, epoch, update, best score, versions, and a checksum over all of it. It is written under a
+fresh name, synced and renamed, so that a kill or a full disk leaves the one before it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import UserError
+
+_KEY = "mindcv_crossvit"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read: tensors by name, and the metadata."""
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    meta: dict[str, Any]
+
+    def part(self, prefix: str) -> dict[str, np.ndarray]:
+        """The tensors of one part (`model`, `optimizer`), without its prefix."""
+        return {n[len(prefix) + 1 :]: t for n, t in self.tensors.items() if n.startswith(f"{prefix}.")}
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
+    """Writes a checkpoint; on any error the target is what it was before. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    text = json.dumps(dict(meta), sort_keys=True)
+    header = {_KEY: text, "checksum": _checksum(tensors, text), "format": "np"}
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, header)
+        _sync(fresh)
+        os.replace(fresh, path)
+        _sync(path.parent)
+    except SafetensorError as error:
+        raise OSError(f"{path}: could not be written: {error}") from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads and checks a checkpoint of this suite. Raises UserError when it is not whole or not ours."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint{_others(path)}")
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: not a whole safetensors file: {error}") from error
+    if _KEY not in header:
+        raise UserError(f"{path}: not a checkpoint of this suite: its header has no {_KEY} entry")
+    if header.get("checksum") != _checksum(tensors, header[_KEY]):
+        raise UserError(f"{path}: damaged: its checksum does not fit its contents")
+    return Checkpoint(path, tensors, json.loads(header[_KEY]))
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
+        digest.update(tensor.data)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _others(path: Path) -> str:
+    folder = path.parent
+    found = sorted(p.name for p in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
+    return f"; {folder} has {', '.join(found)}" if found else ""
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: `step-N`, the newest `keep` of them, and the names `last` and `best`."""
+
+    def __init__(self, root: Path, keep: int = 2):
+        self.root, self.keep = root, keep
+
+    def steps(self) -> list[Path]:
+        """The kept checkpoints, oldest first."""
+        return sorted((self.root / "checkpoints").glob(f"step-*{SUFFIX}"))
+
+    def save(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], is_best: bool) -> Path:
+        """Writes a checkpoint, points `last` (and `best`) to it and removes the oldest beyond `keep`."""
+        path = self.root / "checkpoints" / f"step-{meta['update']:09d}{SUFFIX}"
+        path.parent.mkdir(exist_ok=True)
+        write_checkpoint(path, tensors, meta)
+        for name in ("last", "best") if is_best else ("last",):
+            _point(self.root / f"{name}{SUFFIX}", path)
+        for old in self.steps()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def newest_whole(self, say=print) -> Checkpoint | None:
+        """The newest checkpoint that is whole, None without one; damaged ones are named and passed over."""
+        for path in reversed(self.steps()):
+            try:
+                return read_checkpoint(path)
+            except UserError as error:
+                say(f"passed over: {error}")
+        return None
+
+
+def _point(name: Path, target: Path) -> None:
+    """Makes `name` a hard link to `target` (a copy where links are not possible), replacing what it was at once."""
+    fresh = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(FileNotFoundError):
+        fresh.unlink()
+    try:
+        os.link(target, fresh)
+    except OSError:
+        shutil.copyfile(target, fresh)
+        _sync(fresh)
+    os.replace(fresh, name)

@@ -1,0 +1,59 @@
+"""Where a run begins: fresh, from its own checkpoint, or from given weights. Decided before MindSpore is imported.
+
+What wins: --resume PATH, then --resume auto (the run folder's newest whole checkpoint), then --init-from, then
+fresh weights.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..models import catalog
+from ..recipe import Recipe
+from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, read_checkpoint
+
+
+def find_checkpoint(recipe: Recipe, folder: Path, resume: str | None, say=print) -> Checkpoint | None:
+    """The checkpoint to go on from; None for a new run. Raises UserError when a named one is not whole."""
+    if resume is None:
+        return None
+    if resume != "auto":
+        return read_checkpoint(resolve(Path(resume)))
+    return CheckpointFolder(folder, recipe.checkpoint.keep).newest_whole(say)
+
+
+def resolve(path: Path) -> Path:
+    """A checkpoint's path; a run folder stands for its last one."""
+    return path / f"last{SUFFIX}" if path.is_dir() else path
+
+
+def check_fits(checkpoint: Checkpoint, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+    """Refuses a checkpoint of another model or other classes. Raises UserError with every difference."""
+    meta, problems = checkpoint.meta, []
+    ours = model_of(recipe)
+    for key in sorted({*ours, *meta["model"]}):
+        if _plain(ours.get(key)) != _plain(meta["model"].get(key)):
+            problems.append(f"model.{key} is {meta['model'].get(key)} in the checkpoint, {ours.get(key)} in the recipe")
+    theirs = tuple(meta["class_names"])
+    if theirs != class_names:
+        problems.append(_class_difference(theirs, class_names))
+    if problems:
+        raise UserError(f"{checkpoint.path}: {problem}" for problem in problems)
+
+
+def model_of(recipe: Recipe) -> dict[str, Any]:
+    """What makes two models the same: the name in the suite's spelling and the overrides."""
+    return {"name": catalog.resolve(recipe.model.name), **recipe.model.overrides()}
+
+
+def _class_difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:
+    if len(theirs) != len(ours):
+        return f"it was trained on {len(theirs)} classes, the data has {len(ours)}"
+    first = next(i for i, (a, b) in enumerate(zip(theirs, ours, strict=True)) if a != b)
+    return f"class {first} is {theirs[first]!r} in the checkpoint and {ours[first]!r} in the data"
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

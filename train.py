@@ -1,0 +1,65 @@
+"""Train or finetune a model from a recipe.
+
+One CPU or card:   python train.py --config configs/digits.yaml
+Eight cards:       msrun --bind_core=True --worker_num 8 python train.py --config configs/crossvit_15_ascend.yaml \
+                       --data_dir /path/to/imagenet
+Only the plan:     python train.py --config configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet --dry-run
+"""
+
+from pathlib import Path
+
+from mindcv_crossvit import cli, runtime
+from mindcv_crossvit.data.sources import open_data
+from mindcv_crossvit.errors import DIVERGED, run_main
+from mindcv_crossvit.journal import Journal, choose_folder
+from mindcv_crossvit.plan import make_plan, plan_lines
+from mindcv_crossvit.training.checkpoint import read_checkpoint
+from mindcv_crossvit.training.start import check_fits, find_checkpoint, resolve
+
+
+def main() -> int:
+    # What the user said, checked before MindSpore is imported.
+    arguments = cli.train_arguments()
+    recipe = cli.recipe_of(arguments)
+    world = runtime.planned_world(recipe.run.distribute)
+    if runtime.is_scheduler():
+        runtime.start(recipe.run.device)
+    data = open_data(recipe.data)
+    plan = make_plan(recipe, data, world)
+    folder = choose_folder(recipe, resume=arguments.resume is not None)
+    resumed = find_checkpoint(recipe, folder, arguments.resume)
+    if resumed:
+        check_fits(resumed, recipe, data.class_names)
+    initial = read_checkpoint(resolve(Path(arguments.init_from))) if arguments.init_from else None
+
+    # What follows from it.
+    from mindcv_crossvit import build
+    from mindcv_crossvit.report import draw_curves
+    from mindcv_crossvit.training.loop import NonFiniteLoss, fit
+
+    process = runtime.start(recipe.run.device)
+    journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
+    state = build.new_state(recipe, plan)
+    lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
+    for topic, text in lines:
+        journal.say(f"{topic:<8} {text}")
+    if arguments.dry_run:
+        return 0
+    build.begin(state, resumed, initial, journal)
+    build.write_folder(journal, recipe, lines, data, process)
+
+    # The run.
+    views = {"train": build.train_view(recipe, data, plan), "val": build.eval_view(recipe, data)}
+    with build.build_loader(recipe, views) as loader:
+        try:
+            fit(build.build_training(recipe, plan, data, process, journal, state, loader))
+        except NonFiniteLoss as error:
+            journal.say(f"stopped: {error}")
+            return DIVERGED
+    if process.is_main:
+        journal.say(f"curves   {draw_curves(folder)}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_main(main)
