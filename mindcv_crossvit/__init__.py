@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from . import mindcv_bridge
 from .models.catalog import list_models
 
 if TYPE_CHECKING:
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["create_model", "list_models"]
+
+mindcv_bridge.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from .data.views import EvalView, TrainView, View
 from .errors import UserError
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.crossvit_config import macs
+from .models.crossvit_config import macs, saved_activations
 from .models.registry import create_model
 from .plan import Plan
 from .recipe import Recipe, to_yaml
@@ -124,9 +124,14 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
     size = recipe.model.image_size
     work = f", {macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
     decays = sum(decayed(parameters, recipe.optimizer.no_decay))
+    memory = f"{16 * count / 1e9:.2f} GB for weights, gradients and two moments"
+    if config:
+        kept = 4 * saved_activations(config) * plan.per_device / 1e9
+        memory += f", and at least {kept:.2f} GB of activations for {plan.per_device} pictures, per device"
     return [
         ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters, {size} px{work}"),
         ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),
+        ("memory", memory),
     ]
 
 

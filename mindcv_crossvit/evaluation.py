@@ -17,7 +17,10 @@ VIEW = "val"
 
 @dataclass(frozen=True)
 class Score:
-    """top1, top5: percent. loss: mean cross-entropy in nats. images: pictures counted. skipped: pictures that could not be read (all ranks)."""
+    """A score over a whole set, all ranks together.
+
+    top1, top5: percent. loss: mean cross-entropy in nats. images: pictures counted. skipped: unreadable pictures.
+    """
 
     top1: float
     top5: float

@@ -67,7 +67,7 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
 
 
 def divide_batch(recipe: Recipe, world: int) -> tuple[int, int, list[str]]:
-    """(pictures per device, mixing group, notes): the largest share that fits, divides evenly and keeps groups whole."""
+    """(pictures per device, mixing group, notes): the largest even share that fits and keeps groups whole."""
     total, largest = recipe.batch.global_batch, recipe.batch.largest_per_device
     if total % world:
         near = max(total // world, 1) * world
@@ -108,7 +108,8 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
         ),
         (
             "batch",
-            f"{devices} x {plan.per_device} x {plan.accumulation} accumulation = {plan.global_batch} pictures per update",
+            f"{devices} x {plan.per_device} x {plan.accumulation} accumulation"
+            f" = {plan.global_batch} pictures per update",
         ),
         ("lr", f"{rule}{plan.lr:g}; {s.warmup_epochs:g} epochs warm-up from {s.warmup_lr:g}, cosine to {s.min_lr:g}"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in {s.epochs} epochs"),

@@ -90,7 +90,7 @@ def fill(cls: type[T], values: Any, problems: list[str], where: str = "") -> T |
 
 
 def _value(info: Field[Any], kind: Any, values: Mapping[str, Any], problems: list[str], key: str) -> Any:
-    section = _section_type(kind)
+    section = section_type(kind)
     if info.name not in values:
         if section and info.default is MISSING:
             return fill(section, {}, problems, key)
@@ -104,7 +104,7 @@ def _value(info: Field[Any], kind: Any, values: Mapping[str, Any], problems: lis
     ok, value = convert(given, kind)
     if ok and limits.allows(value):
         return value
-    expected = " ".join(part for part in (describe_type(kind), limits.describe()) if part)
+    expected = describe(kind, limits)
     hint = f"; {nearest(given, limits.choices)}" if limits.choices and isinstance(given, str) else ""
     problems.append(f"{key}: expected {expected}, got {given!r}{hint}")
     return None
@@ -139,6 +139,15 @@ def _convert_tuple(given: Any, kinds: tuple[Any, ...]) -> tuple[bool, Any]:
     return all(ok for ok, _ in pairs), tuple(v for _, v in pairs)
 
 
+def describe(kind: Any, limits: Limits) -> str:
+    """What a setting takes, in plain words: 'a whole number from 1 or null'."""
+    options = [a for a in (typing.get_args(kind) if _optional(kind) else (kind,)) if a is not type(None)]
+    words = (
+        limits.describe() if limits.choices else " ".join(filter(None, (describe_type(options[0]), limits.describe())))
+    )
+    return f"{words} or null" if _optional(kind) else words
+
+
 def describe_type(kind: Any) -> str:
     """A type in plain words."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -152,7 +161,8 @@ def describe_type(kind: Any) -> str:
     return words.get(kind, str(kind))
 
 
-def _section_type(kind: Any) -> Any:
+def section_type(kind: Any) -> Any:
+    """The dataclass behind the type of a section, also behind `Section | None`; None for a plain value."""
     options = [a for a in (typing.get_args(kind) or (kind,)) if is_dataclass(a)]
     return options[0] if options else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
 import numpy as np
@@ -38,7 +39,7 @@ def decode(data: bytes, name: str) -> Image.Image:
                 return _to_rgb(image)
     except Exception as error:  # decoders raise what they like, struct.error and SyntaxError among it
         reason = str(error) or type(error).__name__
-        raise BadImage(name, reason.replace(f"{io.BytesIO.__name__}", "file")) from error
+        raise BadImage(name, re.sub(r" <_io\.BytesIO object at \w+>", "", reason)) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

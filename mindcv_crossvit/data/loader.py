@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from math import prod
 from multiprocessing.shared_memory import SharedMemory
@@ -77,17 +77,20 @@ class Loader:
         memory = self._memory[view]
         free = deque(range(memory.slots))
         waiting: deque[tuple[Job, int, Future[list[tuple[int, str]]]]] = deque()
-        while True:
-            while free and (job := next(jobs, None)) is not None:
-                waiting.append((job, free[0], self._pool.submit(_work, view, job, free.popleft())))
-            if not waiting:
-                return
-            job, slot, future = waiting.popleft()
-            started = perf_counter()
-            skipped = future.result()
-            self.waited += perf_counter() - started
-            yield Batch(job, memory.arrays(slot), skipped)
-            free.append(slot)
+        try:
+            while True:
+                while free and (job := next(jobs, None)) is not None:
+                    waiting.append((job, free[0], self._pool.submit(_work, view, job, free.popleft())))
+                if not waiting:
+                    return
+                started = perf_counter()
+                skipped = waiting[0][2].result()
+                self.waited += perf_counter() - started
+                job, slot, _ = waiting.popleft()
+                yield Batch(job, memory.arrays(slot), skipped)
+                free.append(slot)
+        finally:  # given up before the end: the slots are free when nobody writes to them any more
+            wait([future for _, _, future in waiting if not future.cancel()])
 
     def close(self) -> None:
         """Ends the workers and gives the memory back."""
@@ -115,15 +118,18 @@ class _Memory:
 
     def arrays(self, slot: int) -> Arrays:
         """The arrays of one slot."""
+        assert self._block.buf is not None
         offset, found = slot * self._slot_bytes, {}
         for name, shape in self.shapes.items():
-            found[name] = np.ndarray(shape, np.float32, self._block.buf, offset)
+            found[name] = np.frombuffer(self._block.buf, np.float32, prod(shape), offset).reshape(shape)
             offset += 4 * prod(shape)
         return found
 
     def close(self) -> None:
-        with contextlib.suppress(BufferError):  # a caller still holds a batch; the memory goes with the process
+        try:
             self._block.close()
+        except BufferError:  # a caller still holds a batch; the memory goes with that
+            self._block.close = lambda: None
         if self._owner:
             self._block.unlink()
 
@@ -135,6 +141,9 @@ _worker_memory: dict[str, _Memory] = {}
 def _start_worker(views: dict[str, View], memory: dict[str, tuple[str, dict[str, tuple[int, ...]]]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     die_with_parent()
+    parent = multiprocessing.parent_process()
+    if parent is None or not parent.is_alive():  # it ended while this process started
+        os._exit(1)
     _views.update(views)
     for view, (name, shapes) in memory.items():
         _worker_memory[view] = _Memory(shapes, 0, name)

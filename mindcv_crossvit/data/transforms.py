@@ -27,6 +27,7 @@ class Normalise:
     std: tuple[float, float, float]
 
     def __call__(self, image: Image.Image) -> np.ndarray:
+        """See the class."""
         pixels = np.asarray(image, np.float32).transpose(2, 0, 1)
         scale = np.float32(1) / (np.float32(255) * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)

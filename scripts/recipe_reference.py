@@ -1,0 +1,69 @@
+"""Writes docs/RECIPES.md: every key of a recipe with its meaning, values and default, from the code that checks them.
+
+python scripts/recipe_reference.py
+"""
+
+import sys
+import typing
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mindcv_crossvit.recipe import Recipe
+from mindcv_crossvit.settings import describe, section_type
+
+HEAD = """# Recipes
+
+A recipe is a YAML file of sections. A key that is left out has its default; `--set section.key=value` changes any key
+from the command line. A misspelt key, a wrong type or a value out of range is refused before anything starts, all
+problems at once. This page is written by `python scripts/recipe_reference.py`.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    return HEAD + "".join(f"\n{part}" for part in sections(Recipe, ""))
+
+
+def sections(kind: type, prefix: str) -> list[str]:
+    """A table for this section's own keys, then those of the sections in it."""
+    types, rows, inner = typing.get_type_hints(kind), [], []
+    for info in fields(kind):  # type: ignore[arg-type]
+        key, section = f"{prefix}{info.name}", section_type(types[info.name])
+        if section:
+            inner += sections(section, f"{key}.")
+        if not section or info.default is None:
+            rows.append(row(key, info, types[info.name], section))
+    head = f"## {prefix.rstrip('.') or 'Top'}\n\n{(kind.__doc__ or '').strip().splitlines()[0]}\n\n"
+    table = "| key | meaning | values | default |\n|---|---|---|---|\n" + "".join(rows)
+    return [head + table, *inner]
+
+
+def row(key: str, info, kind, section) -> str:
+    """One line of a table."""
+    values = "a section, or null" if section else describe(kind, info.metadata["limits"])
+    default = "required" if info.default is MISSING else shown(info.default)
+    return f"| `{key}` | {info.metadata['doc']} | {values} | {default} |\n"
+
+
+def shown(value: object) -> str:
+    """A default as it stands in YAML."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return (
+        str([round(v, 4) for v in value])
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+if __name__ == "__main__":
+    target = ROOT / "docs" / "RECIPES.md"
+    target.write_text(page(), encoding="utf-8")
+    print(f"wrote {target.relative_to(ROOT)}")

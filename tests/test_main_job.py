@@ -1,0 +1,281 @@
+"""The real scripts, run as a user runs them, on real pictures: train, validate, resume, msrun, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mindcv_crossvit.training.checkpoint import read_checkpoint
+
+TINY = ROOT / "tests" / "tiny.yaml"
+MSRUN = Path(sys.executable).parent / "msrun"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The run folder of a finished tiny run: 2 epochs of 5 updates, each of 2 micro-batches."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = call("train.py", "-c", TINY, "--output", folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+def call(script: str, *arguments: object, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+
+
+def call_msrun(workers: int, logs: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MS_NODE_TIMEOUT": "10", "MS_CPU_COMM_OP_TIMEOUT": "120"}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    command = [MSRUN, "--bind_core=True", "--worker_num", workers, "--local_worker_num", workers, "--master_port", port]
+    command += ["--join", "True", "--log_dir", logs, "--cluster_time_out", 60, "python", ROOT / script, *arguments]
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=env)
+
+
+def metrics(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def last_json(done: subprocess.CompletedProcess[str]) -> dict:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    names = {p.name for p in finished.iterdir()}
+    assert {"recipe.yaml", "plan.txt", "manifest.json", "metrics.jsonl", "log.txt", "curves.png"} <= names
+    assert {"last.safetensors", "best.safetensors", "checkpoints"} <= names
+    updates = [m["update"] for m in metrics(finished) if "loss" in m]
+    assert updates == list(range(1, 11))
+    assert [m["epoch"] for m in metrics(finished) if "val_top1" in m] == [1, 2]
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["data"]["train"] == 1437 and manifest["data"]["val"] == 360 and manifest["versions"]["mindspore"]
+    assert Image.open(finished / "curves.png").size[0] > 500
+    said = (finished / "stdout.txt").read_text()
+    assert "1 device x 128 x 2 accumulation = 256 pictures per update" in said and "compiling the graph" in said
+
+
+def test_the_checkpoint_knows_itself(finished):
+    meta = read_checkpoint(finished / "last.safetensors").meta
+    assert meta["class_names"] == [str(d) for d in range(10)] and meta["model"]["name"] == "crossvit_9"
+    assert meta["update"] == 10 and meta["recipe"]["name"] == "tiny" and meta["versions"]["mindcv_crossvit"]
+    assert meta["best_top1"] == max(m["val_top1"] for m in metrics(finished) if "val_top1" in m)
+
+
+def test_validate_scores_every_picture_once_whatever_the_batch(finished, tmp_path):
+    whole = last_json(call("validate.py", "-c", TINY, "--ckpt_path", finished / "last.safetensors"))
+    assert set(whole) == {"top1", "top5", "loss", "images", "checkpoint", "model"}
+    assert whole["images"] == 360 and whole["model"] == "crossvit_9"
+    trained = metrics(finished)[-1]
+    assert (whole["top1"], whole["top5"]) == (trained["val_top1"], trained["val_top5"])
+    odd = last_json(call("validate.py", "-c", TINY, "--ckpt_path", finished, "--set", "evaluate.batch=77"))
+    assert (odd["top1"], odd["top5"], odd["images"]) == (whole["top1"], whole["top5"], 360)
+    assert odd["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+    ranks = call_msrun(2, tmp_path / "logs", "validate.py", "-c", TINY, "--ckpt_path", finished)
+    assert ranks.returncode == 0, ranks.stdout
+    said = json.loads(
+        [line for line in (tmp_path / "logs" / "worker_0.log").read_text().splitlines() if line.startswith("{")][-1]
+    )
+    assert (said["top1"], said["top5"], said["images"]) == (whole["top1"], whole["top5"], 360)
+    assert said["loss"] == pytest.approx(whole["loss"], abs=1e-6)
+
+
+def test_two_msrun_workers_train_the_same_run(finished, tmp_path):
+    done = call_msrun(2, tmp_path / "logs", "train.py", "--config", TINY, "--output", tmp_path / "run")
+    logs = [(tmp_path / "logs" / f"worker_{rank}.log").read_text() for rank in (0, 1)]
+    assert done.returncode == 0, logs[0][-2000:]
+    assert "2 devices x 128 x 1 accumulation = 256 pictures per update" in logs[0]
+    assert "epoch" not in logs[1]
+    for one, two in zip(metrics(finished), metrics(tmp_path / "run"), strict=True):
+        assert one.keys() == two.keys()
+        np.testing.assert_allclose(
+            list(one.values()), list(two.values()), rtol=0, atol=0.3 if "val_top1" in one else 2e-5
+        )
+    a, b = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, tmp_path / "run"))
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-3, err_msg=name)
+
+
+def test_a_killed_run_resumes_bitwise(finished, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not (folder / "last.safetensors").exists():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
+    assert "after update 5" in done.stdout
+    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (finished, folder))
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for name, value in whole.tensors.items():
+        np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=name)
+    assert metrics(folder) == metrics(finished)
+    again = call("train.py", "-c", TINY, "--output", folder)
+    assert again.returncode == 2 and "already has a run" in again.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
+    done = call("train.py", "-c", TINY, "--dry-run", "--set", "batch.global_batch=512", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "1 device x 128 x 4 accumulation = 512 pictures per update" in done.stdout
+    assert "2 per epoch, 4 in 2 epochs" in done.stdout and "multiply-accumulates" in done.stdout
+    assert "tensors decayed by 0.05" in done.stdout and not list(tmp_path.iterdir())
+
+
+def test_weights_of_a_run_start_another(finished, tmp_path):
+    settings = ("--set", "schedule.epochs=1", "--set", "optimizer.lr=1e-9", "--set", "schedule.warmup_epochs=0")
+    settings += ("--set", "schedule.min_lr=0")
+    done = call("train.py", "-c", TINY, "--output", tmp_path / "new", "--init-from", finished, *settings)
+    assert done.returncode == 0, done.stderr
+    before, after = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, tmp_path / "new"))
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-6)
+
+
+def photos(folder: Path, classes: dict[str, int], size: int = 40) -> Path:
+    """Class folders of pictures whose colour gives the class away."""
+    rng = np.random.default_rng(0)
+    for k, (name, count) in enumerate(classes.items()):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            pixels = rng.integers(0, 60, (size, size + 5, 3), np.uint8)
+            pixels[..., k % 3] += 180
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+FOLDER_SETTINGS = ["--set", "data.source=folder", "--set", "batch.global_batch=16", "--set", "mix.group=8"]
+FOLDER_SETTINGS += ["--set", "schedule.epochs=1", "--set", "schedule.warmup_epochs=0"]
+
+
+def test_one_folder_of_classes_is_split_trained_and_scored(tmp_path):
+    root = photos(tmp_path / "photos", {"红": 20, "a class": 21, "blue": 22})
+    (root / "blue" / "torn.png").write_bytes((root / "blue" / "0.png").read_bytes()[:100])
+    settings = [*FOLDER_SETTINGS, "--data_dir", root, "--set", "data.val_fraction=0.2"]
+    stopped = call("train.py", "-c", TINY, "--output", tmp_path / "stopped", *settings)
+    assert stopped.returncode == 2 and "torn.png" in stopped.stderr and "data.bad_images=skip" in stopped.stderr
+    settings += ["--set", "data.bad_images=skip"]
+    done = call("train.py", "-c", TINY, "--distribute", "False", "--output", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "torn.png" in done.stdout
+    meta = read_checkpoint(tmp_path / "run" / "last.safetensors").meta
+    assert meta["class_names"] == ["a class", "blue", "红"] and meta["skipped"] >= 0
+    other = photos(tmp_path / "other", {"a class": 5, "blue": 5, "green": 5})
+    settings[settings.index(root)] = other
+    refused = call("validate.py", "-c", TINY, "--ckpt_path", tmp_path / "run", *settings)
+    assert refused.returncode == 2 and "class 2 is '红' in the checkpoint and 'green' in the data" in refused.stderr
+    shutil.rmtree(other / "green")
+    refused = call("validate.py", "-c", TINY, "--ckpt_path", tmp_path / "run", *settings)
+    assert refused.returncode == 2 and "trained on 3 classes, the data has 2" in refused.stderr
+
+
+def cifar10(root: Path) -> Path:
+    """CIFAR-10's published layout with 30 records a file."""
+    rng = np.random.default_rng(0)
+    folder = root / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"):
+        rows = rng.integers(0, 256, (30, 3073), np.uint8)
+        rows[:, 0] %= 10
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    (folder / "batches.meta.txt").write_text("\n".join(f"kind{k}" for k in range(10)))
+    return root
+
+
+def test_cifar_in_its_binary_form_is_trained_and_scored(tmp_path):
+    root = cifar10(tmp_path / "data")
+    settings = ["--data_dir", root, "--set", "data.source=cifar10", "--set", "batch.global_batch=64"]
+    settings += ["--set", "augment.crop=padded", "--set", "schedule.epochs=1"]
+    done = call("train.py", "-c", TINY, "--output", tmp_path / "run", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "150 training and 30 validation pictures, 10 classes" in done.stdout
+    assert "(30 pictures; best" in done.stdout
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
+    settings = ["--set", "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0", "--set", "augment.flip=0"]
+    done = call("train.py", "-c", TINY, "--output", tmp_path / "run", *settings)
+    assert done.returncode == 3, done.stderr
+    assert "the loss is not finite in update" in done.stdout and "Try a lower optimizer.lr" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--set", "optimizer.weight_dcay=1"], "did you mean weight_decay"),
+        (["--set", "model.name=crossvit_91"], "did you mean crossvit_9"),
+        (["--set", "data.source=folder"], "--data_dir"),
+        (["--set", "data.source=folder", "--data_dir", "/no/such/folder"], "no folder /no/such/folder"),
+        (["--output", "/proc/run"], "no write access to /proc"),
+        (["--init-from", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
+        (["--resume", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
+        (["--set", "model.num_classes=7"], "the data has 10 classes"),
+        (["--distribute", "True"], "msrun did not start this"),
+        (["--distribute", "maybe"], "expected True or False"),
+        (["--confg", "x"], "unrecognized arguments"),
+        (["--resume", "auto", "--init-from", "x"], "give one of them"),
+    ],
+)
+def test_wrong_input_is_one_message_and_code_2_before_mindspore_is_imported(arguments, expected, tmp_path):
+    if arguments[:2] == ["--output", "/proc/run"] and os.access("/proc", os.W_OK):
+        arguments, expected = ["--output", "/dev/null/run"], "/dev/null is a file"
+    started = time.monotonic()
+    done = call("train.py", "-c", TINY, *arguments, cwd=tmp_path, env={**os.environ, "PYTHONPROFILEIMPORTTIME": "1"})
+    said = [line for line in done.stderr.splitlines() if not line.startswith("import time")]
+    assert done.returncode == 2, done.stderr
+    assert expected in "\n".join(said) and "Traceback" not in done.stderr
+    assert "| mindspore" not in done.stderr and time.monotonic() - started < 60
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
+    for script, option in (("validate.py", "--ckpt_path"), ("train.py", "--resume")):
+        done = call(script, "-c", TINY, option, finished, "--set", "model.embed_dim=[16, 16]", cwd=tmp_path)
+        assert done.returncode == 2 and "model.embed_dim is [8, 16] in the checkpoint" in done.stderr
+    done = call("train.py", "-c", TINY, "--init-from", finished, "--set", "model.embed_dim=[16, 16]", cwd=tmp_path)
+    assert done.returncode == 2 and "does not fit this model" in done.stderr
+
+
+def test_a_misspelt_key_under_msrun_ends_at_once_with_the_message(tmp_path):
+    done = call_msrun(2, tmp_path / "logs", "train.py", "-c", TINY, "--set", "optimizer.weight_dcay=1")
+    assert done.returncode != 0
+    assert "did you mean weight_decay" in (tmp_path / "logs" / "worker_0.log").read_text()
+
+
+def test_the_command_line_is_frozen():
+    options = {
+        "train.py": {
+            "--config",
+            "--data_dir",
+            "--output",
+            "--resume",
+            "--init-from",
+            "--dry-run",
+            "--set",
+            "--distribute",
+        }
+    }
+    options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--set", "--distribute"}
+    for script, expected in options.items():
+        words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
+        assert {w for w in words if w.startswith("--")} - {"--help"} == expected

@@ -1,0 +1,141 @@
+"""Both implementations of each primitive agree to float32 rounding, forward and gradient, and with float64 numpy."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import rules
+
+from mindcv_crossvit.models.resize import BicubicResize, cubic_matrix
+
+pytestmark = pytest.mark.usefixtures("graph_mode")
+
+PRIMITIVES = {
+    "linear": (lambda op: op.linear(), [(10, 6), (8, 6), (8,)]),
+    "linear without bias": (lambda op: op.linear(), [(10, 6), (8, 6)]),
+    "mlp_hidden": (lambda op: op.mlp_hidden(), [(10, 6), (8, 6), (8,)]),
+    "gelu": (lambda op: op.gelu(), [(10, 6)]),
+    "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
+    "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
+    "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
+    "class_attention over one key": (lambda op: op.class_attention(1, 2), [(2, 8), (2, 8), (2, 8)]),
+}
+CONVOLUTIONS = [
+    # kernel, stride, pad, size, from_image
+    (4, 4, 0, 12, True),
+    (7, 4, 3, 24, True),
+    (7, 4, 3, 21, True),
+    (3, 3, 0, 12, False),
+    (3, 1, 1, 5, False),
+    (3, 2, 1, 8, False),
+    (3, 2, 1, 7, False),
+]
+
+
+def values_and_gradients(build, name, shapes):
+    """[output, gradient of each input] of a primitive for the output gradient by rule."""
+    from mindspore import Tensor, nn, ops
+
+    from mindcv_crossvit.ops import choose
+
+    class Run(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.op = build(choose(name))
+
+        def construct(self, *inputs):
+            return self.op(*inputs)
+
+    class Gradient(nn.Cell):
+        def __init__(self, run):
+            super().__init__()
+            self.gradient = ops.GradOperation(get_all=True, sens_param=True)
+            self.run_cell = run
+
+        def construct(self, sens, *inputs):
+            return self.gradient(self.run_cell)(*inputs, sens)
+
+    inputs = [Tensor((2 * rules.u(f"input {i}", s)).astype(np.float32)) for i, s in enumerate(shapes)]
+    run = Run()
+    output = run(*inputs)
+    sens = Tensor(rules.u("sens", output.shape).astype(np.float32))
+    return [v.asnumpy() for v in (output, *Gradient(run)(sens, *inputs))]
+
+
+@pytest.mark.parametrize("primitive", PRIMITIVES)
+def test_composed_equals_standard(primitive):
+    build, shapes = PRIMITIVES[primitive]
+    reference = values_and_gradients(build, "standard", shapes)
+    for ours, theirs in zip(values_and_gradients(build, "composed", shapes), reference, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
+
+
+@pytest.mark.parametrize("kernel, stride, pad, size, from_image", CONVOLUTIONS)
+def test_convolutions_agree(kernel, stride, pad, size, from_image):
+    """The two keep maps in different layouts; through `to_tokens` they must be the same."""
+    from mindspore import nn
+
+    class Conv(nn.Cell):
+        def __init__(self, op, standard):
+            super().__init__()
+            self.conv, self.tokens = op.conv2d(kernel, stride, pad, from_image), op.to_tokens()
+            self.channels_last = not (standard or from_image)
+
+        def construct(self, x, weight, bias):
+            if self.channels_last:
+                x = x.transpose(0, 2, 3, 1)
+            return self.tokens(self.conv(x, weight, bias))
+
+    shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)]
+    both = [
+        values_and_gradients(lambda op: Conv(op, op.name == "standard"), n, shapes) for n in ("composed", "standard")
+    ]
+    for ours, theirs in zip(*both, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["composed", "standard"])
+def test_gelu_is_the_exact_one(name):
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose
+
+    x = np.linspace(-12, 12, 20001).astype(np.float32)
+    exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
+    np.testing.assert_allclose(choose(name).gelu()(Tensor(x)).asnumpy(), exact, rtol=0, atol=1.5e-6)
+
+
+@pytest.mark.parametrize("name", ["composed", "standard"])
+def test_layer_norm_uses_the_eps_it_is_given(name):
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose
+
+    x = (1e-3 * rules.u("x", (4, 8))).astype(np.float32)
+    one, zero = Tensor(np.ones(8, np.float32)), Tensor(np.zeros(8, np.float32))
+    for eps in (1e-6, 1e-5):
+        y = choose(name).layer_norm(eps)(Tensor(x), one, zero).asnumpy()
+        x64 = x.astype(np.float64)
+        expected = (x64 - x64.mean(1, keepdims=True)) / np.sqrt(x64.var(1, keepdims=True) + eps)
+        np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_bicubic_resize_is_pytorchs():
+    from mindspore import Tensor
+
+    row = np.array([0, 1, 4, 9, 16, 25], np.float32)
+    resized = BicubicResize(6, 5)(Tensor(np.tile(row, (1, 1, 6, 1)))).asnumpy()
+    expected = [0.0617506, 1.7110025, 6.1250014, 13.2909994, 24.3092594]
+    np.testing.assert_allclose(resized[0, 0, 0], expected, atol=1.5e-5)  # PyTorch rounds, ours are the exact values
+    np.testing.assert_allclose(cubic_matrix(240, 224).sum(0), 1, atol=1e-6)
+
+
+def test_unknown_ops_are_refused():
+    from mindcv_crossvit.ops import choose
+
+    with pytest.raises(ValueError, match="known are auto, standard, composed"):
+        choose("fused")
+    assert choose("auto", "CPU").name == "composed"
+    assert choose("auto", "Ascend").name == "standard"

@@ -1,0 +1,99 @@
+"""Views for tests of the loader that need no pictures, and small programs to be run, and killed, as processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mindcv_crossvit.data.loader import Loader
+from mindcv_crossvit.data.views import Arrays, Job
+
+
+@dataclass(frozen=True)
+class NumberView:
+    """Batches that hold their job's number, and take their time or end their process when told to."""
+
+    slow: int = -1
+    fatal: int = -1
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"number": (2,), "process": (1,)}
+
+    def fill(self, job: Job, arrays: Arrays) -> list[tuple[int, str]]:
+        if job.first_row == self.fatal:
+            os._exit(1)
+        time.sleep(0.4 if job.first_row == self.slow else 0)
+        arrays["number"][:], arrays["process"][:] = job.first_row, os.getpid()
+        return []
+
+
+def numbered(numbers: Iterable[int]) -> Iterable[Job]:
+    return (Job(np.arange(2), 0, number) for number in numbers)
+
+
+class SlowToStart(NumberView):
+    """A view that takes a worker a second to receive."""
+
+    def __reduce__(self):
+        return _slowly, ()
+
+
+def _slowly() -> SlowToStart:
+    time.sleep(1)
+    return SlowToStart()
+
+
+def _say_workers() -> None:
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+
+
+def after_start() -> None:
+    """Says the workers' ids when both have prepared a batch, then waits."""
+    loader, seen = Loader({"numbers": NumberView()}, 2), set()
+    for _, arrays, _ in loader.batches("numbers", numbered(count())):
+        time.sleep(0.002)
+        seen.add(float(arrays["process"][0]))
+        if len(seen) == 2:
+            break
+    _say_workers()
+    time.sleep(60)
+
+
+def while_starting() -> None:
+    """Says the workers' ids when both have been sent what they need and are still unpacking it."""
+
+    def watch() -> None:
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        _say_workers()
+
+    threading.Thread(target=watch).start()
+    next(Loader({"numbers": SlowToStart()}, 2).batches("numbers", numbered(count())))
+    time.sleep(60)
+
+
+def hold_a_batch() -> None:
+    """Closes a loader in the middle of a pass whose batch it still reads."""
+    loader = Loader({"numbers": NumberView()}, 1, prefetch=8)
+    batches = loader.batches("numbers", numbered(range(90)))
+    batch = next(batches)
+    loader.close()
+    assert batch.arrays["number"].tolist() == [0, 0]
+    del batches
+    print("ended", flush=True)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]]()
