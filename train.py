@@ -52,11 +52,13 @@ def main() -> int:
     views = {"train": build.train_view(recipe, data, plan), "val": build.eval_view(recipe, data)}
     with build.build_loader(recipe, views) as loader:
         try:
-            fit(build.build_training(recipe, plan, data, process, journal, state, loader))
+            training = build.build_training(recipe, plan, data, process, journal, state, loader)
+            score = fit(training)
         except NonFiniteLoss as error:
             journal.say(f"stopped: {error}")
             return DIVERGED
     if process.is_main:
+        build.write_summary(journal, training, score)
         journal.say(f"curves   {draw_curves(folder)}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 from mindspore import nn
@@ -12,12 +13,14 @@ from .data.sources import Splits
 from .data.transforms import EvalTransform, Normalise, TrainTransform
 from .data.views import EvalView, TrainView, View
 from .errors import UserError
+from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
 from .models.crossvit_config import macs, saved_activations
 from .models.registry import create_model
 from .plan import Plan
-from .recipe import Recipe, to_yaml
+from .recipe import Recipe
+from .recipe_file import to_yaml
 from .runtime import Runtime
 from .training.checkpoint import Checkpoint, CheckpointFolder
 from .training.loop import Training
@@ -144,3 +147,14 @@ def write_folder(
     counts = {"train": len(data.train), "val": len(data.val)}
     facts = manifest(runtime.device, runtime.world, counts, data.class_names)
     journal.write("manifest.json", json.dumps(facts, indent=2) + "\n")
+
+
+def write_summary(journal: Journal, training: Training, score: Score) -> None:
+    """summary.json: the last score and what the run cost; seconds since this process began the run."""
+    chrono = training.chrono
+    costs = {
+        "seconds": round(journal.seconds, 1),
+        "compile_seconds": round(chrono.compile_seconds, 1),
+        "images_per_second": round(chrono.rate, 1),
+    }
+    journal.write("summary.json", json.dumps({**asdict(score), **costs}, indent=2) + "\n")

@@ -62,8 +62,14 @@ class Journal:
     def __init__(self, folder: Path | None, speaks: bool = True):
         self.folder, self.speaks = folder, speaks
         self._live = speaks and sys.stdout.isatty()
+        self._begun = time.perf_counter()
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this journal was opened."""
+        return time.perf_counter() - self._begun
 
     def say(self, line: str) -> None:
         """One line on the terminal and in log.txt."""

@@ -1,20 +1,13 @@
-"""What a user may say: typed sections from a YAML file, with `--set key=value` on top.
-
-Nothing here imports MindSpore: a wrong key is answered in a tenth of a second. All problems are reported at once.
-"""
+"""What a user may say: typed sections, each setting with its meaning, unit and range. See recipe_file for the YAML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from .data.rand_augment import parse_policy
-from .errors import UserError, nearest
 from .models import catalog
 from .models.crossvit_config import VARIANTS, CrossViTConfig
-from .settings import fill, meaning, setting
+from .settings import meaning, setting
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -208,122 +201,7 @@ class Recipe:
         return _plain(asdict(self))
 
 
-def load_recipe(path: str | Path, changes: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
-    """Reads a recipe file.
-
-    changes: `key=value` texts from --set, the value in YAML.
-    options: dotted keys with values from other options (--data_dir is data.dir), applied last.
-    Raises UserError with every problem found, each with file, key, value and what was expected.
-    """
-    path = Path(path)
-    problems: list[str] = []
-    values = read_yaml(path)
-    for change in changes:
-        _apply_change(values, change, problems)
-    for key, value in (options or {}).items():
-        _assign(values, key, value, problems, key)
-    recipe = parse_recipe(values, problems)
-    if recipe is None or problems:
-        raise UserError(f"{path}: {p}" for p in problems)
-    return recipe
-
-
-def parse_recipe(values: Any, problems: list[str]) -> Recipe | None:
-    """A recipe from plain values; what is wrong is added to `problems`."""
-    before = len(problems)
-    recipe = fill(Recipe, values, problems)
-    if recipe is not None:
-        problems.extend(_contradictions(recipe))
-    return recipe if len(problems) == before else None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The plain values of a YAML file, numbers like 1e-3 as numbers. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such recipe{_nearby(path)}")
-    from omegaconf import OmegaConf
-
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # the YAML reader raises many kinds; all mean that the file cannot be read
-        raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected sections with keys, got {type(values).__name__}")
-    return {str(key): value for key, value in values.items()}
-
-
-def _nearby(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path("configs")
-    names = [str(p) for p in sorted(folder.glob("*.yaml"))]
-    return f"; {nearest(str(path), names)}" if names else ""
-
-
-def _apply_change(values: dict[str, Any], change: str, problems: list[str]) -> None:
-    key, equals, text = change.partition("=")
-    if not equals or not key.strip():
-        problems.append(f"--set {change}: expected key=value, such as --set schedule.epochs=10")
-        return
-    from omegaconf import OmegaConf
-
-    try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"), resolve=False)["value"]  # type: ignore[index, call-overload]
-    except Exception:  # as above: any failure means that the value is not YAML
-        problems.append(f"--set {change}: the value is not readable as YAML")
-        return
-    _assign(values, key.strip(), value, problems, f"--set {key.strip()}")
-
-
-def _assign(values: dict[str, Any], key: str, value: Any, problems: list[str], said: str) -> None:
-    *sections, last = key.split(".")
-    for section in sections:
-        if values.get(section) is None:
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            problems.append(f"{said}: {section} is not a section")
-            return
-    values[last] = value
-
-
-def _contradictions(recipe: Recipe) -> list[str]:
-    """What types and ranges cannot see."""
-    found: list[str] = []
-    try:
-        recipe.model.config()
-    except ValueError as error:
-        found.append(f"model: {error}")
-    if recipe.augment.rand_augment is not None:
-        try:
-            parse_policy(recipe.augment.rand_augment)
-        except ValueError as error:
-            found.append(f"augment.rand_augment: {error}")
-    for key, pair in (
-        ("augment.crop_scale", recipe.augment.crop_scale),
-        ("augment.crop_ratio", recipe.augment.crop_ratio),
-    ):
-        if pair[0] > pair[1]:
-            found.append(f"{key}: expected the smaller value first, got {list(pair)}")
-    affine = recipe.augment.affine
-    if affine and affine.scale[0] > affine.scale[1]:
-        found.append(f"augment.affine.scale: expected the smaller value first, got {list(affine.scale)}")
-    if recipe.schedule.warmup_epochs > recipe.schedule.epochs:
-        found.append(
-            f"schedule.warmup_epochs: expected at most schedule.epochs ({recipe.schedule.epochs}),"
-            f" got {recipe.schedule.warmup_epochs:g}"
-        )
-    if recipe.name in ("", ".", "..") or any(c in recipe.name for c in "/\\\0"):
-        found.append(f"name: expected a plain name without slashes, got {recipe.name!r}")
-    return found
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-def to_yaml(recipe: Recipe) -> str:
-    """A recipe file that gives this recipe again."""
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_yaml(OmegaConf.create(recipe.to_dict()))

@@ -188,13 +188,13 @@ def test_a_set_without_a_good_picture_stops(two_workers, no_workers):
 def test_the_time_callers_wait_is_counted(no_workers):
     before = no_workers.waited
     list(no_workers.batches("numbers", numbered([1])))
-    assert 0.4 <= no_workers.waited - before < 1
+    assert no_workers.waited - before >= 0.4
 
 
 def test_a_worker_that_dies_is_the_users_to_know():
-    with Loader({"numbers": NumberView(fatal=3)}, 1) as loader:
-        with pytest.raises(UserError, match="a data worker process died; most often memory ran out"):
-            list(loader.batches("numbers", numbered(range(8))))
+    said = "a data worker process died; most often memory ran out"
+    with Loader({"numbers": NumberView(fatal=3)}, 1) as loader, pytest.raises(UserError, match=said):
+        list(loader.batches("numbers", numbered(range(8))))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

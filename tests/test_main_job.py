@@ -213,6 +213,19 @@ def test_cifar_in_its_binary_form_is_trained_and_scored(tmp_path):
     assert "(30 pictures; best" in done.stdout
 
 
+def test_a_model_of_mindcvs_zoo_is_trained_by_the_same_recipe(tmp_path):
+    root = photos(tmp_path / "photos", {"red": 12, "green": 12}, size=64)
+    recipe = tmp_path / "zoo.yaml"
+    recipe.write_text(
+        "name: zoo\nmodel: {name: mindcv/squeezenet1_1, input_size: 64}\ndata: {val_fraction: 0.25, workers: 0}\n"
+        "batch: {global_batch: 8}\nschedule: {epochs: 1, warmup_epochs: 0}\nevaluate: {batch: 4}\n"
+    )
+    done = call("train.py", "-c", recipe, "--data_dir", root, "--output", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    scored = last_json(call("validate.py", "-c", recipe, "--data_dir", root, "--ckpt_path", tmp_path / "run"))
+    assert scored["model"] == "mindcv/squeezenet1_1" and scored["images"] == 6
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     settings = ["--set", "optimizer.lr=1e30", "--set", "schedule.warmup_epochs=0", "--set", "augment.flip=0"]
     done = call("train.py", "-c", TINY, "--output", tmp_path / "run", *settings)

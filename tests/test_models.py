@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rules
 
 from mindcv_crossvit import create_model, list_models
+from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.crossvit_config import VARIANTS, CrossViTConfig, macs
 
 DATA = Path(__file__).parent / "data"

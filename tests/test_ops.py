@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 import pytest
-import rules
 
+from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.resize import BicubicResize, cubic_matrix
 
 pytestmark = pytest.mark.usefixtures("graph_mode")

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from mindcv_crossvit.errors import UserError
-from mindcv_crossvit.recipe import load_recipe, to_yaml
+from mindcv_crossvit.recipe_file import load_recipe, to_yaml
 
 MINIMAL = "name: test\nmodel: {name: crossvit_9}\n"
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -86,6 +86,12 @@ def test_an_unknown_model_suggests_the_nearest(tmp_path):
 def test_impossible_sizes_are_refused(tmp_path):
     text = "name: x\nmodel: {name: crossvit_9, img_size: [230, 224]}"
     assert "img_size 230 of the small branch is not divisible" in problems_of(tmp_path, text)[0]
+
+
+def test_arguments_of_the_suites_models_do_not_reach_mindcvs(tmp_path):
+    text = "name: x\nmodel: {name: mindcv/resnet18, img_size: [32, 32]}"
+    assert "model.img_size: not an argument of MindCV's models" in problems_of(tmp_path, text)[0]
+    assert "takes its size from model.img_size" in problems_of(tmp_path, MINIMAL, "model.input_size=64")[0]
 
 
 def test_set_reaches_any_key_and_reads_yaml(tmp_path):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rules
+from conftest import ROOT
 from test_models import TINY
 
 from mindcv_crossvit import create_model
+from mindcv_crossvit.models import golden as rules
 
 DATA = Path(__file__).parent / "data"
 pytestmark = pytest.mark.usefixtures("graph_mode")
@@ -122,6 +125,15 @@ def test_mindcv_builds_our_models_under_names_that_do_not_clash():
     theirs, ours = mindcv.create_model("crossvit_9"), mindcv.create_model("crossvit_9_240", num_classes=10)
     assert type(ours).__module__.startswith("mindcv_crossvit") and type(theirs).__module__.startswith("mindcv.")
     assert ours.num_classes == 10
+
+
+@pytest.mark.parametrize("order", ["mindcv, mindcv_crossvit", "mindcv_crossvit, mindcv"])
+def test_the_registry_has_our_models_whichever_is_imported_first(order):
+    code = f"import {order}; names = mindcv.list_models('crossvit_*'); print(*names)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    names = set(done.stdout.split())
+    assert {"crossvit_9", "crossvit_15", "crossvit_18"} <= names, done.stderr
+    assert {"crossvit_15_240", "crossvit_15_dagger_408", "crossvit_tiny_240"} <= names and len(names) == 14
 
 
 def test_an_unknown_model_of_mindcv_suggests_the_nearest():

@@ -45,7 +45,7 @@ class QuietNoise(np.random.Generator):
 
     asked: tuple[int, ...] = ()
 
-    def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64, out: Any = None) -> Any:  # type: ignore[override]
         self.asked = size
         return np.ones((1, 1, 1), dtype)
 

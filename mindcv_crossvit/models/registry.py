@@ -55,4 +55,7 @@ def _create_mindcv(name: str, num_classes: int, drop_path_rate: float, overrides
         raise ValueError(f"MindCV {mindcv.__version__} has no model {name!r}{hint}")
     if drop_path_rate:
         overrides = {"drop_path_rate": drop_path_rate, **overrides}
-    return mindcv.create_model(name, num_classes=num_classes, **overrides)
+    try:
+        return mindcv.create_model(name, num_classes=num_classes, **overrides)
+    except TypeError as error:
+        raise ValueError(f"mindcv/{name}: {error}") from error
