@@ -10,9 +10,10 @@ from pathlib import Path
 
 from mindcv_crossvit import cli, runtime
 from mindcv_crossvit.data.sources import open_data
-from mindcv_crossvit.errors import DIVERGED, run_main
+from mindcv_crossvit.errors import DIVERGED, STOPPED, run_main
 from mindcv_crossvit.journal import Journal, choose_folder
 from mindcv_crossvit.plan import make_plan, plan_lines
+from mindcv_crossvit.recipe_file import departures
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 from mindcv_crossvit.training.start import check_fits, find_checkpoint, resolve
 
@@ -35,17 +36,18 @@ def main() -> int:
     # What follows from it.
     from mindcv_crossvit import build
     from mindcv_crossvit.report import draw_curves
-    from mindcv_crossvit.training.loop import NonFiniteLoss, fit
+    from mindcv_crossvit.training.loop import NonFiniteLoss, Stopped, fit
 
     process = runtime.start(recipe.run.device)
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
     state = build.new_state(recipe, plan)
     lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
+    lines += [("changed", text) for text in departures(arguments.config, recipe)]
     for topic, text in lines:
         journal.say(f"{topic:<8} {text}")
     if arguments.dry_run:
         return 0
-    build.begin(state, resumed, initial, journal)
+    build.begin(state, plan, resumed, initial, journal)
     build.write_folder(journal, recipe, lines, data, process)
 
     # The run.
@@ -54,9 +56,9 @@ def main() -> int:
         try:
             training = build.build_training(recipe, plan, data, process, journal, state, loader)
             score = fit(training)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, Stopped) as error:
             journal.say(f"stopped: {error}")
-            return DIVERGED
+            return STOPPED if isinstance(error, Stopped) else DIVERGED
     if process.is_main:
         build.write_summary(journal, training, score)
         journal.say(f"curves   {draw_curves(folder)}")

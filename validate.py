@@ -2,7 +2,8 @@
 
     python validate.py -c configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet --ckpt_path /path/to/ckpt
 
-The last line is JSON: {"top1": .., "top5": .., "loss": .., "images": .., "checkpoint": .., "model": ..}, in percent.
+The last line is JSON: {"top1": .., "top5": .., "loss": .., "images": .., "checkpoint": .., "model": ..}, in percent;
+"ema_top1", "ema_top5" and "ema_loss" besides where the checkpoint has a moving average.
 """
 
 import json
@@ -27,18 +28,19 @@ def main() -> int:
 
     from mindcv_crossvit import build
     from mindcv_crossvit.evaluation import evaluate
-    from mindcv_crossvit.report import score_table
+    from mindcv_crossvit.report import score_facts, score_table
     from mindcv_crossvit.training.state import load_model
 
     process = runtime.start(recipe.run.device)
     model = build.build_model(recipe, len(data.class_names))
-    load_model(model, checkpoint)
+    scores = {}
     with build.build_loader(recipe, {"val": build.eval_view(recipe, data)}) as loader:
-        score = evaluate(model, loader, data.val.labels, recipe.evaluate.batch, process)
+        for part in ("model", "ema") if checkpoint.part("ema") else ("model",):
+            load_model(model, checkpoint, part)
+            scores[part] = evaluate(model, loader, data.val.labels, recipe.evaluate.batch, process)
     if process.is_main:
-        facts = {"checkpoint": str(checkpoint.path), "model": checkpoint.meta["model"]["name"]}
-        print(score_table(score, facts, checkpoint.meta))
-        print(json.dumps({"top1": score.top1, "top5": score.top5, "loss": score.loss, "images": score.images, **facts}))
+        print(score_table(scores, checkpoint))
+        print(json.dumps(score_facts(scores, checkpoint)))
     return 0
 
 

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from mindspore import nn
+from mindspore import ParameterTuple, nn
 
 from .data.loader import Loader
 from .data.sources import Splits
@@ -19,24 +19,26 @@ from .models import catalog
 from .models.crossvit_config import macs, saved_activations
 from .models.registry import create_model
 from .plan import Plan
+from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
 from .runtime import Runtime
 from .training.checkpoint import Checkpoint, CheckpointFolder
+from .training.groups import decayed, make_groups
 from .training.loop import Training
-from .training.optimizer import AdamW, decayed
+from .training.loss_scale import LossScale
+from .training.optimizer import SGD, AdamW, GroupedOptimizer
 from .training.start import model_of
-from .training.state import State, load_model
-from .training.step import TrainStep
+from .training.state import State, load_model, new_average
+from .training.step import Options, TrainStep
 
 
 def build_model(recipe: Recipe, classes: int) -> nn.Cell:
     """The recipe's model for a number of classes. Raises UserError when MindCV has no such model."""
     m = recipe.model
     try:
-        return create_model(
-            m.name, classes, m.drop_path_rate, ops=recipe.run.ops, seed=recipe.run.seed, **m.overrides()
-        )
+        how: dict[str, Any] = {"ops": recipe.run.ops, "precision": recipe.run.precision, "seed": recipe.run.seed}
+        return create_model(m.name, classes, m.drop_path_rate, **how, **m.overrides())
     except ValueError as error:
         raise UserError(f"model.name: {error}") from error
 
@@ -72,19 +74,38 @@ def build_loader(recipe: Recipe, views: dict[str, View]) -> Loader:
 
 def new_state(recipe: Recipe, plan: Plan) -> State:
     """A fresh model with the recipe's optimizer over its trainable parameters."""
-    model, o = build_model(recipe, plan.classes), recipe.optimizer
-    parameters = list(model.trainable_params())
-    return State(model, AdamW(parameters, decayed(parameters, o.no_decay), o.betas, o.eps, o.weight_decay))
+    model = build_model(recipe, plan.classes)
+    optimizer = build_optimizer(recipe, model)
+    ema = new_average(optimizer) if recipe.ema.decay else ParameterTuple([])
+    return State(model, optimizer, ema, LossScale.for_precision(recipe.run.precision))
 
 
-def begin(state: State, resumed: Checkpoint | None, initial: Checkpoint | None, journal: Journal) -> None:
+def build_optimizer(recipe: Recipe, model: nn.Cell) -> GroupedOptimizer:
+    """The recipe's rule over the model's trainable parameters."""
+    o, config = recipe.optimizer, recipe.model.config()
+    encoders = len(config.depth) if config else 0
+    groups = make_groups(list(model.trainable_params()), o.no_decay, o.layer_decay, encoders)
+    if o.name == "sgd":
+        return SGD(groups, o.momentum, o.weight_decay)
+    return AdamW(groups, o.betas, o.eps, o.weight_decay)
+
+
+def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Checkpoint | None, journal: Journal) -> None:
     """Puts the state where the run begins, and says where that is. Raises UserError when weights do not fit."""
     if resumed:
         state.restore(resumed)
         journal.forget_after(state.update)
         journal.say(f"resumed  {resumed.path}, after update {state.update:,}")
+        world = resumed.meta["world"]
+        if world != plan.world:
+            journal.say(
+                f"note     {plan.world} devices instead of {world}: the same global batches in the same order, each"
+                f" device has {plan.per_device} pictures x {plan.accumulation}; results agree to rounding, not bitwise"
+            )
     elif initial:
         load_model(state.model, initial)
+        if state.ema:
+            state.ema = new_average(state.optimizer)
         journal.say(f"weights  from {initial.path}")
 
 
@@ -92,7 +113,6 @@ def build_training(
     recipe: Recipe, plan: Plan, data: Splits, runtime: Runtime, journal: Journal, state: State, loader: Loader
 ) -> Training:
     """Everything the loop needs; the ranks begin with rank 0's parameters, which is checked."""
-    assert state.optimizer is not None
     runtime.broadcast(state.parameters())
     runtime.check_same(state.parameters(), "start")
     return Training(
@@ -100,22 +120,29 @@ def build_training(
         plan=plan,
         runtime=runtime,
         model=state.model,
-        step=TrainStep(state.model, state.optimizer, plan.accumulation, plan.world),
+        step=TrainStep(
+            state.model,
+            state.optimizer,
+            Options(plan.accumulation, plan.world, recipe.optimizer.clip_norm, state.loss_scale.dynamic),
+            state.ema,
+        ),
         state=state,
         loader=loader,
         val_labels=data.val.labels,
         journal=journal,
         checkpoints=CheckpointFolder(journal.folder, recipe.checkpoint.keep) if journal.folder else None,
-        about=about(recipe, data.class_names),
+        about=about(recipe, plan, data.class_names),
+        stop=StopRequest().listen(),
     )
 
 
-def about(recipe: Recipe, class_names: tuple[str, ...]) -> dict[str, Any]:
+def about(recipe: Recipe, plan: Plan, class_names: tuple[str, ...]) -> dict[str, Any]:
     """What a checkpoint says of itself, besides its counters."""
     return {
         "model": model_of(recipe),
         "recipe": recipe.to_dict(),
         "class_names": list(class_names),
+        "world": plan.world,
         "versions": versions(),
     }
 
@@ -135,7 +162,12 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
         ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters, {size} px{work}"),
         ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),
         ("memory", memory),
-    ]
+    ] + ([("traffic", _traffic(count, plan.world))] if plan.world > 1 else [])
+
+
+def _traffic(count: int, world: int) -> str:
+    sent = 2 * (world - 1) / world * 4 * count / 1e6
+    return f"{sent:,.1f} MB sent and received by each rank per update: a ring all-reduce of float32 gradients"
 
 
 def write_folder(

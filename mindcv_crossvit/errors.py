@@ -10,6 +10,8 @@ USER_ERROR = 2
 """Exit code of a problem in the recipe, the command line or the data."""
 DIVERGED = 3
 """Exit code of a run whose loss became infinite or not a number."""
+STOPPED = 4
+"""Exit code of a run that saved and ended because SIGTERM or SIGINT asked for it."""
 
 
 class UserError(Exception):

@@ -44,7 +44,9 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         )
     per_device, group, notes = divide_batch(recipe, world)
     global_batch = recipe.batch.global_batch
-    steps = max(train_images // global_batch, 1)
+    # With repeats the official sampler keeps N // 256 * 256 of the repeated pictures.
+    length = train_images // 256 * 256 if recipe.augment.repeats > 1 else train_images
+    steps = max(length // global_batch, 1)
     if train_images < global_batch:
         notes.append(
             f"the global batch of {global_batch} is larger than the {train_images} training pictures:"

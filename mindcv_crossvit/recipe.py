@@ -9,6 +9,7 @@ from .models import catalog
 from .models.crossvit_config import VARIANTS, CrossViTConfig
 from .settings import meaning, setting
 
+PRECISIONS = ("O0", "O1", "O2", "O3")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -94,6 +95,7 @@ class Augment:
     rand_augment: str | None = setting(None, "policy in timm's form, e.g. rand-m9-mstd0.5-inc1; null for none")
     fill: tuple[int, int, int] = setting((124, 116, 104), "colour of uncovered pixels", at_least=0, at_most=255)
     erase: float = setting(0.0, "probability of random erasing with per-pixel noise", at_least=0, at_most=1)
+    repeats: int = setting(1, "times a picture is seen in an epoch, each with its own draws", at_least=1, at_most=16)
 
 
 @dataclass(frozen=True)
@@ -124,20 +126,35 @@ class Batch:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """AdamW in PyTorch's form."""
+    """AdamW or SGD with momentum, in PyTorch's form."""
 
-    name: str = setting("adamw", "update rule", choices=("adamw",))
+    name: str = setting("adamw", "update rule", choices=("adamw", "sgd"))
     lr: float = setting(5e-4, "reference learning rate, at lr_batch pictures per update", above=0)
     lr_batch: int = setting(512, "global batch the reference rate belongs to", at_least=1)
     lr_scaling: str = setting("linear", "how lr follows the global batch", choices=("linear", "sqrt", "none"))
-    betas: tuple[float, float] = setting((0.9, 0.999), "decay of the moments per update", at_least=0, below=1)
-    eps: float = setting(1e-8, "added to the root of the second moment", above=0)
-    weight_decay: float = setting(0.05, "decoupled weight decay, times lr", at_least=0)
+    betas: tuple[float, float] = setting((0.9, 0.999), "adamw: decay of the moments per update", at_least=0, below=1)
+    eps: float = setting(1e-8, "adamw: added to the root of the second moment", above=0)
+    momentum: float = setting(0.9, "sgd: share of the velocity that stays", at_least=0, below=1)
+    weight_decay: float = setting(0.05, "adamw: decoupled, times lr; sgd: added to the gradient", at_least=0)
     no_decay: str = setting(
         "official",
         "official: biases and 1-D tensors are not decayed; timm: tokens and position embeddings neither",
         choices=("official", "timm"),
     )
+    clip_norm: float | None = setting(None, "largest global norm of the ranks' mean gradient; null for any", above=0)
+    layer_decay: float = setting(
+        1.0, "each earlier encoder learns this many times slower; 1 for none", above=0, at_most=1
+    )
+
+
+@dataclass(frozen=True)
+class Ema:
+    """An exponential moving average of the weights, scored beside them."""
+
+    decay: float | None = setting(
+        None, "share that stays per update, e.g. 0.9999; null for no average", above=0, below=1
+    )
+    warmup: bool = setting(True, "begin with small shares: min(decay, (1 + updates) / (10 + updates))")
 
 
 @dataclass(frozen=True)
@@ -148,6 +165,11 @@ class Schedule:
     warmup_epochs: float = setting(30.0, "epochs of linear warm-up", at_least=0)
     warmup_lr: float = setting(1e-6, "learning rate at the start; not scaled with the batch", at_least=0)
     min_lr: float = setting(1e-5, "learning rate at the end; not scaled with the batch", at_least=0)
+    stepping: str = setting(
+        "update",
+        "update: with every update; epoch: once per epoch and one epoch late, as in the official runs",
+        choices=("update", "epoch"),
+    )
 
 
 @dataclass(frozen=True)
@@ -164,6 +186,7 @@ class Checkpoint:
     """What is kept."""
 
     every_epochs: int = setting(1, "epochs between checkpoints; the last epoch is always saved", at_least=1)
+    every_updates: int | None = setting(None, "updates between further checkpoints; null for none", at_least=1)
     keep: int = setting(2, "newest checkpoints kept, besides the best", at_least=1)
 
 
@@ -175,6 +198,9 @@ class Run:
     output: str | None = setting(None, "run folder (--output); null: runs/NAME, with a number if taken")
     device: str = setting("auto", "auto takes Ascend where there is one", choices=("auto", "CPU", "Ascend"))
     ops: str = setting("auto", "implementation of the primitives", choices=("auto", "standard", "composed"))
+    precision: str = setting(
+        "O0", "what is float16, O0 nothing to O3 all but norms, softmax and loss", choices=PRECISIONS
+    )
     distribute: bool | None = setting(None, "several devices; null: when started by msrun (--distribute)")
     log_every: int = setting(50, "updates between log lines", at_least=1)
 
@@ -191,6 +217,7 @@ class Recipe:
     loss: Loss
     batch: Batch
     optimizer: Optimizer
+    ema: Ema
     schedule: Schedule
     evaluate: Evaluate
     checkpoint: Checkpoint

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .evaluation import Score
+    from .training.checkpoint import Checkpoint
 
 CURVES = "curves.png"
 
@@ -50,14 +54,24 @@ def draw_curves(folder: Path) -> Path:
     return path
 
 
-def score_table(score: Any, facts: dict[str, str], meta: dict[str, Any]) -> str:
-    """A score for people."""
+def score_facts(scores: dict[str, Score], checkpoint: Checkpoint) -> dict[str, Any]:
+    """The scores of a checkpoint's weights (`model`) and of their moving average (`ema`, if any) as plain values."""
+    raw = scores["model"]
+    facts: dict[str, Any] = {"top1": raw.top1, "top5": raw.top5, "loss": raw.loss, "images": raw.images}
+    if "ema" in scores:
+        facts |= {f"ema_{name}": getattr(scores["ema"], name) for name in ("top1", "top5", "loss")}
+    return {**facts, "checkpoint": str(checkpoint.path), "model": checkpoint.meta["model"]["name"]}
+
+
+def score_table(scores: dict[str, Score], checkpoint: Checkpoint) -> str:
+    """The same for people."""
     rows = [
-        ("model", facts["model"]),
-        ("checkpoint", f"{facts['checkpoint']} (after update {meta['update']:,})"),
-        ("top-1", f"{score.top1:.2f} %"),
-        ("top-5", f"{score.top5:.2f} %"),
-        ("cross-entropy", f"{score.loss:.4f}"),
-        ("images", f"{score.images:,} counted once" + (f", {score.skipped} skipped" if score.skipped else "")),
+        ("model", checkpoint.meta["model"]["name"]),
+        ("checkpoint", f"{checkpoint.path} (after update {checkpoint.meta['update']:,})"),
     ]
-    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+    for part, score in scores.items():
+        name = "weights" if part == "model" else "moving average"
+        rows.append((name, f"top-1 {score.top1:.2f} %  top-5 {score.top5:.2f} %  cross-entropy {score.loss:.4f}"))
+    raw = scores["model"]
+    rows.append(("images", f"{raw.images:,} counted once" + (f", {raw.skipped} skipped" if raw.skipped else "")))
+    return "\n".join(f"{name:<15} {text}" for name, text in rows)

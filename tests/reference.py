@@ -60,12 +60,12 @@ def assert_same_counts(ours: Mapping[Any, int], theirs: Mapping[Any, int]) -> No
     """Chi-square test that two samples of categories are from one distribution."""
     ours, theirs = ({str(k): v for k, v in counts.items()} for counts in (ours, theirs))
     assert set(ours) == set(theirs)
-    p = chi2_contingency([[ours[k], theirs[k]] for k in sorted(ours)], correction=False)[1]
+    p: Any = chi2_contingency([[ours[k], theirs[k]] for k in sorted(ours)], correction=False)[1]
     assert p > ONE_PERCENT, f"p = {p:.5f}: {ours} against {theirs}"
 
 
 def assert_same_shares(tables: Sequence[tuple[Sequence[int], Sequence[int]]]) -> None:
     """One chi-square test over several pairs of categories: (ours, theirs) of each."""
-    results = [chi2_contingency(table, correction=False) for table in tables]
-    p = chi2.sf(sum(statistic for statistic, *_ in results), sum(dof for _, _, dof, _ in results))
+    results: list[Any] = [chi2_contingency(table, correction=False) for table in tables]
+    p = chi2.sf(sum(float(r[0]) for r in results), sum(int(r[2]) for r in results))
     assert p > ONE_PERCENT, f"p = {p:.5f}: {tables}"

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from mindcv_crossvit.data.draws import Purpose, drop_path_scale, stream
 from mindcv_crossvit.data.loader import Loader
 from mindcv_crossvit.data.sources import EncodedSource, Source, Splits, open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTransform
-from mindcv_crossvit.data.views import Arrays, EvalView, Job, TrainView, View, epoch_order, eval_jobs, train_jobs
+from mindcv_crossvit.data.views import Arrays, EvalView, Job, Order, TrainView, View, eval_jobs, train_jobs
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.recipe import Augment, Data, Mix
 
@@ -63,8 +62,19 @@ def eval_view(source: Source | None = None, skip_bad: bool = False) -> EvalView:
     return EvalView(source or digits().val, EvalTransform(16, 0.875, PIXELS), 25, skip_bad)
 
 
-def jobs(start: int = 0, stop: int = 5, rank: int = 0, world: int = 1, size: int = 1437, per_device: int = PER_DEVICE):
-    return train_jobs(3, size, GLOBAL, per_device, rank, world, start, stop, PER_EPOCH)
+def order(size: int = 1437, per_epoch: int = PER_EPOCH, repeats: int = 1, seed: int = 3) -> Order:
+    return Order(seed, size, GLOBAL, per_epoch, repeats, group=4)
+
+
+def jobs(
+    start: int = 0, stop: int = 5, rank: int = 0, world: int = 1, per_device: int = PER_DEVICE, **how: int
+) -> Iterator[Job]:
+    return train_jobs(order(**how), per_device, rank, world, start, stop)
+
+
+def job(pictures: Iterable[int], epoch: int = 0, first_row: int = 0, copy: int = 0) -> Job:
+    indices = np.array(list(pictures))
+    return Job(indices, np.full(len(indices), copy), epoch, first_row)
 
 
 def run(loader: Loader, view: str, work: Iterable[Job]) -> list[Bytes]:
@@ -148,7 +158,7 @@ def test_a_pass_that_was_given_up_does_not_write_into_the_next(two_workers):
 def test_a_bad_picture_stops_with_its_name(two_workers, no_workers, view):
     for loader in (two_workers, no_workers):
         with pytest.raises(UserError) as caught:
-            run(loader, view, [Job(np.arange(8))])
+            run(loader, view, [job(range(8))])
         assert str(caught.value) == (
             "a picture cannot be read: digits picture 5: cannot identify image file;"
             " mend or remove it, or set data.bad_images=skip"
@@ -157,7 +167,7 @@ def test_a_bad_picture_stops_with_its_name(two_workers, no_workers, view):
 
 @pytest.mark.parametrize("view", ["skip", "val skip"])
 def test_what_is_skipped_is_the_same_for_every_number_of_workers(two_workers, no_workers, view):
-    work = [Job(np.arange(start, start + 8), 1, start) for start in (0, 8, 16, 24, 32)]
+    work = [job(range(start, start + 8), 1, start) for start in (0, 8, 16, 24, 32)]
     first, *_, last = results = run(two_workers, view, work)
     assert run(no_workers, view, work) == results
     with Loader({view: two_workers.views[view]}, 1) as one_worker:
@@ -171,7 +181,7 @@ def test_what_is_skipped_is_the_same_for_every_number_of_workers(two_workers, no
 def test_a_skipped_training_picture_is_replaced_by_the_next_good_one():
     view = replace(train_view(few(40, bad=(5, 6, 39)), skip_bad=True), mix=Mix())
     arrays = {name: np.zeros(shape, np.float32) for name, shape in view.shapes().items()}
-    view.fill(Job(np.array([5, 7, 39, 0, 6, 1, 2, 3])), arrays)
+    view.fill(job([5, 7, 39, 0, 6, 1, 2, 3]), arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(array[0], array[1], name)  # 5 and 6 are bad: 7 takes their place
         np.testing.assert_array_equal(array[2], array[3], name)  # 39 is the last: 0 takes its place
@@ -182,7 +192,7 @@ def test_a_skipped_training_picture_is_replaced_by_the_next_good_one():
 def test_a_set_without_a_good_picture_stops(two_workers, no_workers):
     for loader in (two_workers, no_workers):
         with pytest.raises(UserError, match="the training set: no picture in it can be read"):
-            run(loader, "hopeless", [Job(np.arange(8))])
+            run(loader, "hopeless", [job(range(8))])
 
 
 def test_the_time_callers_wait_is_counted(no_workers):
@@ -259,18 +269,18 @@ def test_neither_workers_nor_recipes_import_mindspore():
 # Jobs
 
 
-def global_rows(world: int, per_device: int, start: int = 0, stop: int = 5) -> dict[tuple[int, int], int]:
-    """The picture of each (epoch, row) that the ranks prepare together; each row once."""
-    found: dict[tuple[int, int], int] = {}
+def global_rows(world: int, per_device: int, stop: int = 5, **how: int) -> dict[tuple[int, int], tuple[int, int]]:
+    """(picture, copy) of each (epoch, row) that the ranks prepare together; each row once."""
+    found: dict[tuple[int, int], tuple[int, int]] = {}
     for rank in range(world):
-        work = list(jobs(start, stop, rank, world, per_device=per_device))
-        assert len(work) == (stop - start) * GLOBAL // (world * per_device)
-        for job in work:
-            assert len(job.indices) == per_device
-            for row, index in enumerate(job.indices, job.first_row):
-                assert (job.epoch, row) not in found
-                found[job.epoch, row] = int(index)
-    return found
+        mine = list(jobs(0, stop, rank, world, per_device, **how))
+        assert len(mine) == stop * GLOBAL // (world * per_device)
+        for work in mine:
+            assert len(work.indices) == len(work.copies) == per_device
+            for row in range(per_device):
+                assert (work.epoch, work.first_row + row) not in found
+                found[work.epoch, work.first_row + row] = int(work.indices[row]), int(work.copies[row])
+    return dict(sorted(found.items()))
 
 
 @pytest.mark.parametrize(
@@ -280,12 +290,29 @@ def test_all_ranks_together_have_the_rows_of_one(world, per_device):
     assert global_rows(world, per_device) == global_rows(1, GLOBAL)
 
 
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_all_ranks_together_have_the_repeated_rows_of_one(repeats):
+    for world, per_device in ((2, 8), (4, 4)):
+        assert global_rows(world, per_device, repeats=repeats) == global_rows(1, GLOBAL, repeats=repeats)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_micro_batches_come_before_ranks_in_a_global_batch(world):
+    """The loop takes the columns of drop path by this rule."""
+    for rank in range(world):
+        for k, work in enumerate(jobs(0, 7, rank, world, per_device=4)):
+            update, micro = divmod(k, GLOBAL // (world * 4))
+            epoch, step = divmod(update, PER_EPOCH)
+            assert (work.epoch, work.first_row) == (epoch, step * GLOBAL + (micro * world + rank) * 4)
+
+
 def test_updates_take_the_rows_of_an_epoch_in_order():
-    rows = global_rows(1, GLOBAL, 0, 2 * PER_EPOCH)
+    rows = global_rows(1, PER_DEVICE, 2 * PER_EPOCH)
     assert list(rows) == [(epoch, row) for epoch in range(2) for row in range(PER_EPOCH * GLOBAL)]
     for epoch in range(2):
-        order = epoch_order(3, epoch, 1437, PER_EPOCH * GLOBAL)
-        assert [rows[epoch, row] for row in range(PER_EPOCH * GLOBAL)] == order.tolist()
+        indices, copies = order().epoch(epoch)
+        found = [rows[epoch, row] for row in range(PER_EPOCH * GLOBAL)]
+        assert found == list(zip(indices.tolist(), copies.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("world, per_device", [(1, 8), (2, 8), (4, 8), (2, 16)])
@@ -295,10 +322,10 @@ def test_all_ranks_together_prepare_the_bytes_of_one(world, per_device):
     def rows(world: int, per_device: int) -> Arrays:
         view, found = train_view(batch=per_device), {}
         for rank in range(world):
-            for job in jobs(2, 4, rank, world, per_device=per_device):
-                arrays = filled(view, job)
+            for work in jobs(2, 4, rank, world, per_device):
+                arrays = filled(view, work)
                 for row in range(per_device):
-                    found[job.epoch, job.first_row + row] = {name: array[row] for name, array in arrays.items()}
+                    found[work.epoch, work.first_row + row] = {name: array[row] for name, array in arrays.items()}
         return {name: np.stack([found[number][name] for number in sorted(found)]) for name in ("images", "targets")}
 
     expected, together = rows(1, GLOBAL), rows(world, per_device)
@@ -318,28 +345,51 @@ def test_starting_in_the_middle_gives_the_same_tail(start):
 
 
 def test_batches_after_a_restart_are_the_same_bytes(two_workers):
-    work = list(jobs(0, 5, size=40))
+    work = list(jobs(size=40))
     assert run(two_workers, "skip", work[11:]) == run(two_workers, "skip", work)[11:]
 
 
 def test_epochs_have_other_orders_and_other_augmentation():
-    first, second = (epoch_order(3, epoch, 1437, 1437) for epoch in (0, 1))
-    assert sorted(first) == sorted(second) == list(range(1437))
+    whole = order(size=1440, per_epoch=45)
+    (first, copies), (second, _) = whole.epoch(0), whole.epoch(1)
+    assert sorted(first) == sorted(second) == list(range(1440)) and not copies.any()
     assert (first == second).mean() < 0.01
     view = replace(train_view(), mix=Mix())
-    pictures = [filled(view, Job(np.arange(8), epoch))["images"] for epoch in (0, 0, 1)]
+    pictures = [filled(view, job(range(8), epoch))["images"] for epoch in (0, 0, 1)]
     np.testing.assert_array_equal(pictures[0], pictures[1])
     assert all(not np.array_equal(a, b) for a, b in zip(pictures[0], pictures[2], strict=True))
 
 
 def test_another_seed_is_another_order():
-    assert (epoch_order(3, 0, 1437, 1437) == epoch_order(4, 0, 1437, 1437)).mean() < 0.01
+    assert (order(seed=3).epoch(0)[0] == order(seed=4).epoch(0)[0]).mean() < 0.1
 
 
-def test_a_global_batch_larger_than_the_set_takes_every_picture_again():
-    rows = [index for job in jobs(0, PER_EPOCH, size=10) for index in job.indices.tolist()]
-    counts = np.bincount(rows, minlength=10)
-    assert counts.sum() == PER_EPOCH * GLOBAL and counts.max() - counts.min() <= 1
+def test_a_global_batch_larger_than_the_set_takes_every_picture_again_as_another_copy():
+    rows = list(global_rows(1, GLOBAL, PER_EPOCH, size=10).values())
+    assert len(rows) == PER_EPOCH * GLOBAL == len(set(rows))
+    counts = np.bincount([index for index, _ in rows], minlength=10)
+    assert counts.max() - counts.min() <= 1
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_a_repeated_picture_has_every_copy_once_each_in_another_group(repeats):
+    """As in the official repeated sampler: copies follow each other, dealt out in turn; here to 8 groups of 4."""
+    rows = global_rows(1, GLOBAL, PER_EPOCH, repeats=repeats)
+    seen: dict[int, list[tuple[int, int]]] = {}
+    for (_, row), (index, copy) in rows.items():
+        seen.setdefault(index, []).append((row // 4, copy))
+    assert len(seen) == -(-PER_EPOCH * GLOBAL // repeats)
+    assert sum(len(places) == repeats for places in seen.values()) >= len(seen) - 1
+    for places in seen.values():
+        assert {copy for _, copy in places} == set(range(len(places)))
+        assert len({group for group, _ in places}) == len(places)
+
+
+def test_copies_of_a_picture_have_other_draws():
+    view = replace(train_view(), mix=Mix())
+    first, again, other = (filled(view, job(range(8), copy=copy))["images"] for copy in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert all(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
@@ -364,11 +414,13 @@ def test_an_evaluation_job_without_pictures_is_a_batch(no_workers):
 
 
 def test_streams_differ_in_everything_they_are_for():
-    words = {"seed": 2**31 - 1, "purpose": Purpose.SPLIT, "epoch": 2**32 - 1, "index": 2**40 - 1, "copy": 2**16 - 1}
+    bits = {"seed": 31, "epoch": 32, "index": 40, "copy": 16}
     plain = {"seed": 0, "purpose": Purpose.ORDER, "epoch": 0, "index": 0, "copy": 0}
-    cases = [plain, words] + [{**plain, name: value} for name, value in words.items()]
-    cases += [{**plain, name: 1} for name in ("seed", "epoch", "index", "copy")]
-    cases += [{**plain, "purpose": purpose} for purpose in Purpose if purpose not in (Purpose.ORDER, Purpose.SPLIT)]
+    largest = {name: (1 << width) - 1 for name, width in bits.items()}
+    cases = [{**plain, "purpose": purpose} for purpose in Purpose]
+    cases += [{**plain, name: 1 << bit} for name, width in bits.items() for bit in range(width)]
+    cases += [{**plain, name: value} for name, value in largest.items()]
+    cases += [{**largest, "purpose": purpose} for purpose in Purpose]
     first = {stream(**case).bytes(16) for case in cases}  # type: ignore[arg-type]
     assert len(first) == len(cases)
 
@@ -400,8 +452,8 @@ def test_drop_path_columns_belong_to_rows_whatever_the_ranks(world, per_device):
     update = PER_EPOCH + 1
     scale, together = drop_path_scale(3, update, (0.2, 0.4), GLOBAL), np.full((2, GLOBAL), np.nan)
     for rank in range(world):
-        for job in islice(jobs(update, update + 1, rank, world, per_device=per_device), 100):
-            columns = slice(job.first_row % GLOBAL, job.first_row % GLOBAL + per_device)
+        for work in jobs(update, update + 1, rank, world, per_device):
+            columns = slice(work.first_row % GLOBAL, work.first_row % GLOBAL + per_device)
             assert np.isnan(together[:, columns]).all()
             together[:, columns] = drop_path_scale(3, update, (0.2, 0.4), GLOBAL)[:, columns]
     np.testing.assert_array_equal(together, scale)

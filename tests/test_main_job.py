@@ -24,10 +24,17 @@ MSRUN = Path(sys.executable).parent / "msrun"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def cached(tmp_path_factory) -> dict[str, str]:
+    """An environment in which runs of the same recipe share compiled graphs; results are the same, tests are faster."""
+    place = str(tmp_path_factory.mktemp("graphs"))
+    return {**os.environ, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": place}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, cached) -> Path:
     """The run folder of a finished tiny run: 2 epochs of 5 updates, each of 2 micro-batches."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    done = call("train.py", "-c", TINY, "--output", folder)
+    done = call("train.py", "-c", TINY, "--output", folder, env=cached)
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
@@ -76,15 +83,18 @@ def test_the_checkpoint_knows_itself(finished):
     meta = read_checkpoint(finished / "last.safetensors").meta
     assert meta["class_names"] == [str(d) for d in range(10)] and meta["model"]["name"] == "crossvit_9"
     assert meta["update"] == 10 and meta["recipe"]["name"] == "tiny" and meta["versions"]["mindcv_crossvit"]
-    assert meta["best_top1"] == max(m["val_top1"] for m in metrics(finished) if "val_top1" in m)
+    assert meta["best_top1"] == max(max(m["val_top1"], m["ema_top1"]) for m in metrics(finished) if "val_top1" in m)
 
 
 def test_validate_scores_every_picture_once_whatever_the_batch(finished, tmp_path):
     whole = last_json(call("validate.py", "-c", TINY, "--ckpt_path", finished / "last.safetensors"))
-    assert set(whole) == {"top1", "top5", "loss", "images", "checkpoint", "model"}
+    scores = {"top1", "top5", "loss", "images", "ema_top1", "ema_top5", "ema_loss"}
+    assert set(whole) == scores | {"checkpoint", "model"}
     assert whole["images"] == 360 and whole["model"] == "crossvit_9"
     trained = metrics(finished)[-1]
     assert (whole["top1"], whole["top5"]) == (trained["val_top1"], trained["val_top5"])
+    assert (whole["ema_top1"], whole["ema_top5"]) == (trained["ema_top1"], trained["ema_top5"])
+    assert whole["ema_loss"] != whole["loss"]
     odd = last_json(call("validate.py", "-c", TINY, "--ckpt_path", finished, "--set", "evaluate.batch=77"))
     assert (odd["top1"], odd["top5"], odd["images"]) == (whole["top1"], whole["top5"], 360)
     assert odd["loss"] == pytest.approx(whole["loss"], abs=1e-6)
@@ -113,26 +123,91 @@ def test_two_msrun_workers_train_the_same_run(finished, tmp_path):
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-3, err_msg=name)
 
 
-def test_a_killed_run_resumes_bitwise(finished, tmp_path):
+def test_a_killed_run_resumes_bitwise(finished, cached, tmp_path):
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not (folder / "last.safetensors").exists():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.05)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=cached)
+    wait_for((folder / "last.safetensors").exists, process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto")
+    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
     assert done.returncode == 0, done.stderr
     assert "after update 5" in done.stdout
-    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (finished, folder))
+    same_run(finished, folder)
+    again = call("train.py", "-c", TINY, "--output", folder)
+    assert again.returncode == 2 and "already has a run" in again.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_update_saves_and_ends_with_a_code_of_its_own(finished, cached, tmp_path, number):
+    folder = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cached)
+    wait_for((folder / "log.txt").exists, process)
+    wait_for(lambda: "compiling" in (folder / "log.txt").read_text(), process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 4, err
+    stopped_at = read_checkpoint(folder / "last.safetensors").meta["update"]
+    assert f"on request after update {stopped_at}" in out and "once more to stop at once" in err
+    assert max(m["update"] for m in metrics(folder)) == stopped_at < 10
+    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
+    assert done.returncode == 0, done.stderr
+    same_run(finished, folder)
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, "the run ended too early"
+        time.sleep(0.02)
+
+
+def same_run(one: Path, two: Path) -> None:
+    """Bitwise the same tensors, counters and metrics."""
+    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (one, two))
     assert whole.tensors.keys() == resumed.tensors.keys()
     for name, value in whole.tensors.items():
         np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=name)
-    assert metrics(folder) == metrics(finished)
-    again = call("train.py", "-c", TINY, "--output", folder)
-    assert again.returncode == 2 and "already has a run" in again.stderr
+    for key in ("update", "applied", "best_top1", "loss_scale"):
+        assert whole.meta[key] == resumed.meta[key], key
+    assert metrics(two) == metrics(one)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments_end_bitwise_the_same(finished, cached, tmp_path):
+    folder, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
+    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
+    command += ["--set", "checkpoint.every_updates=1", "--resume", "auto"]
+    while kills < 20:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=cached)
+        time.sleep(float(rng.uniform(2, 14)))
+        if process.poll() is not None:  # finished: begin again
+            same_run(finished, folder)
+            shutil.rmtree(folder)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    assert subprocess.run(command, capture_output=True, timeout=240, env=cached).returncode == 0
+    same_run(finished, folder)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_path):
+    whole, half, alone = tmp_path / "whole", tmp_path / "half", tmp_path / "alone"
+    assert call_msrun(2, tmp_path / "a", "train.py", "-c", TINY, "--output", whole).returncode == 0
+    cut = ["--set", "checkpoint.keep=99", "--set", "checkpoint.every_updates=3"]
+    assert call_msrun(2, tmp_path / "b", "train.py", "-c", TINY, "--output", half, *cut).returncode == 0
+    same_run(whole, half)
+    for path in sorted((half / "checkpoints").glob("*"))[1:]:
+        path.unlink()
+    shutil.copytree(half, alone)
+    assert call_msrun(2, tmp_path / "c", "train.py", "-c", TINY, "--output", half, "--resume", "auto").returncode == 0
+    same_run(whole, half)
+    done = call("train.py", "-c", TINY, "--output", alone, "--resume", "auto")
+    assert "1 devices instead of 2: the same global batches" in done.stdout
+    for one, two in zip(metrics(whole), metrics(alone), strict=True):
+        np.testing.assert_allclose([one["update"], one.get("loss", 0)], [two["update"], two.get("loss", 0)], atol=2e-5)
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
@@ -141,6 +216,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert "1 device x 128 x 4 accumulation = 512 pictures per update" in done.stdout
     assert "2 per epoch, 4 in 2 epochs" in done.stdout and "multiply-accumulates" in done.stdout
     assert "tensors decayed by 0.05" in done.stdout and not list(tmp_path.iterdir())
+    assert "changed  batch.global_batch is 512 instead of the recipe's 256" in done.stdout
 
 
 def test_weights_of_a_run_start_another(finished, tmp_path):

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 from reference import assert_same_counts, assert_same_distribution, reference, reference_arrays
-from rules import u
 
 from mindcv_crossvit.data.draws import Purpose, stream
 from mindcv_crossvit.data.mixing import apply_mix, cutmix_box, draw_mix, mix_groups, soft_targets
+from mindcv_crossvit.models.golden import u
 from mindcv_crossvit.recipe import Mix
 
 BOTH = Mix(mixup=0.8, cutmix=1.0, prob=1.0, switch_prob=0.5)

@@ -85,6 +85,13 @@ def test_plain_enhancements_are_pillows_from_a_tenth_to_almost_double(name, leve
         assert crc(apply(name, source("source"), level, negate, FILL)) == crc(expected)
 
 
+@pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
+def test_increasing_enhancements_keep_a_tenth_beyond_magnitude_ten(name):
+    for negate, factor in ((True, 0.1), (False, 2.35)):
+        expected = getattr(ImageEnhance, name)(source("source")).enhance(factor)
+        assert crc(apply(f"{name}Increasing", source("source"), 1.5, negate, FILL)) == crc(expected)
+
+
 @pytest.mark.parametrize("level, threshold", [(0.0, 0), (0.5, 128), (0.75, 192), (1.0, 256)])
 def test_plain_solarize_is_pillows(level, threshold):
     expected = ImageOps.solarize(source("source"), threshold)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from reference import assert_same_counts, assert_same_distribution, crc, photo, reference
-from rules import u
 
 from mindcv_crossvit.data.draws import Purpose, stream
 from mindcv_crossvit.data.transforms import (
@@ -25,6 +24,7 @@ from mindcv_crossvit.data.transforms import (
     resize_shorter,
     resized_crop_box,
 )
+from mindcv_crossvit.models.golden import u
 from mindcv_crossvit.recipe import IMAGENET_MEAN, IMAGENET_STD, Affine, Augment
 
 CROP = reference("crops.json")["crop"]
@@ -170,6 +170,12 @@ def test_evaluation_pixels_equal_torchvisions(case):
     assert crc(channels_last(whole)) == case["crc32"]
 
 
+def test_the_shorter_side_before_the_crop_is_rounded_down_as_timms():
+    resized = picture(150).resize((109, 109), Image.Resampling.BICUBIC)  # 96 / 0.875 = 109.7
+    result = channels_last(EvalTransform(96, 0.875, PIXELS)(picture(150)))
+    np.testing.assert_array_equal(result, np.asarray(resized)[6:102, 6:102])
+
+
 @pytest.mark.parametrize("margin, before", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (7, 4)])
 def test_half_a_margin_is_rounded_to_even_as_torchvisions(margin, before):
     for across in (True, False):
@@ -212,8 +218,21 @@ def test_the_picture_itself_is_not_changed():
     assert image.tobytes() == picture(40).tobytes()
 
 
-def test_each_step_has_a_stream_of_its_own():
-    """Without erasing, every pixel outside the erased box is the same: no step takes another's numbers."""
+@pytest.mark.parametrize("erase", [0.0, 1.0])
+def test_each_step_has_a_stream_of_its_own(erase):
+    """So that turning one step off leaves the others' draws as they are."""
+    asked: list[Purpose] = []
+
+    def draw(purpose: Purpose) -> np.random.Generator:
+        asked.append(purpose)
+        return stream(1, purpose)
+
+    TrainTransform(24, replace(EVERYTHING, erase=erase), IMAGENET)(picture(40), draw)
+    steps = [Purpose.CROP, Purpose.FLIP, Purpose.AFFINE, Purpose.RAND_AUGMENT]
+    assert asked == (steps if erase == 0 else [*steps, Purpose.ERASE])
+
+
+def test_erasing_changes_one_box_and_nothing_else():
     erased = TrainTransform(24, replace(EVERYTHING, erase=1.0), IMAGENET)
     whole = TrainTransform(24, replace(EVERYTHING, erase=0.0), IMAGENET)
     for k in range(20):
@@ -293,3 +312,11 @@ def test_a_zoom_above_one_enlarges(zoom):
     rows, columns = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
     for found in (rows, columns):
         assert (found[0], found[-1]) == (16 - side // 2, 15 + side // 2)
+
+
+def test_rotation_comes_before_the_shift_as_pillows():
+    image, affine = smooth_picture(), Affine(degrees=90, shift=0.125)
+    expected = image.rotate(-90, Image.Resampling.BICUBIC, translate=(4, 4), fillcolor=(1, 2, 3))
+    inner = slice(7, 31)  # the filter sees the fill at the edge
+    difference = moved(image, affine)[inner, inner] - np.asarray(expected, np.float64)[inner, inner]
+    assert np.abs(difference).max() <= 1

@@ -39,7 +39,7 @@ class NumberView:
 
 
 def numbered(numbers: Iterable[int]) -> Iterable[Job]:
-    return (Job(np.arange(2), 0, number) for number in numbers)
+    return (Job(np.arange(2), np.zeros(2, np.int64), 0, number) for number in numbers)
 
 
 class SlowToStart(NumberView):

@@ -22,9 +22,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Job:
-    """One batch to prepare: pictures `indices`, rows first_row, first_row + 1, ... of their epoch."""
+    """One batch to prepare: pictures `indices`, rows first_row, first_row + 1, ... of their epoch.
+
+    copies: which of its repetitions in the epoch each picture is.
+    """
 
     indices: np.ndarray
+    copies: np.ndarray
     epoch: int = 0
     first_row: int = 0
 
@@ -64,8 +68,8 @@ class TrainView:
         """See View."""
         skipped: list[tuple[int, str]] = []
         labels = np.empty(len(job.indices), np.int64)
-        for row, index in enumerate(job.indices):
-            arrays["images"][row], labels[row] = self._picture(job.epoch, int(index), row, skipped)
+        for row in range(len(labels)):
+            arrays["images"][row], labels[row] = self._picture(job, row, skipped)
         soft_targets(labels, self.num_classes, self.smoothing, arrays["targets"])
         first_group = job.first_row // self.group
         mix_groups(
@@ -77,10 +81,10 @@ class TrainView:
         )
         return skipped
 
-    def _picture(self, epoch: int, index: int, row: int, skipped: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
+    def _picture(self, job: Job, row: int, skipped: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
         """A picture and its label; one that cannot be read is replaced by the next of the set that can."""
         for attempt in range(len(self.source)):
-            chosen = (index + attempt) % len(self.source)
+            chosen = (int(job.indices[row]) + attempt) % len(self.source)
             try:
                 image = self.source.read(chosen)
             except BadImage as error:
@@ -88,13 +92,13 @@ class TrainView:
                     raise
                 skipped.append((row, str(error)))
                 continue
-            draw = partial(_draw, self.seed, epoch, chosen)
+            draw = partial(_draw, self.seed, job.epoch, chosen, int(job.copies[row]))
             return self.transform(image, draw), int(self.source.labels[chosen])
         raise BadImage("the training set", "no picture in it can be read")
 
 
-def _draw(seed: int, epoch: int, index: int, purpose: Purpose) -> np.random.Generator:
-    return stream(seed, purpose, epoch, index)
+def _draw(seed: int, epoch: int, index: int, copy: int, purpose: Purpose) -> np.random.Generator:
+    return stream(seed, purpose, epoch, index, copy)
 
 
 @dataclass(frozen=True)
@@ -123,40 +127,62 @@ class EvalView:
         return skipped
 
 
-def epoch_order(seed: int, epoch: int, size: int, length: int) -> np.ndarray:
-    """The pictures of one epoch, [length]: a permutation of range(size), begun again where length is larger."""
-    order = stream(seed, Purpose.ORDER, epoch).permutation(size)
-    return np.resize(order, length)
+@dataclass(frozen=True)
+class Order:
+    """Which pictures an epoch has, in which order; the same for every number of ranks.
+
+    size: pictures of the set. per_epoch: updates of an epoch. repeats: times a picture is seen in an epoch.
+    group: pictures that share a mixing draw; copies of a picture fall into different groups.
+    """
+
+    seed: int
+    size: int
+    global_batch: int
+    per_epoch: int
+    repeats: int = 1
+    group: int = 1
+
+    def epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, copies) of an epoch's rows, [per_epoch * global_batch] each.
+
+        A permutation, each picture `repeats` times in a row, cut to the epoch's length (the official sampler keeps a
+        third of the pictures with three repeats) or begun again where the epoch is longer.
+        """
+        length = self.per_epoch * self.global_batch
+        permutation = stream(self.seed, Purpose.ORDER, epoch).permutation(self.size)
+        place = np.arange(length)
+        rounds, place = np.divmod(place, self.size * self.repeats)
+        indices, copies = permutation[place // self.repeats], place % self.repeats + rounds * self.repeats
+        return self._spread(indices), self._spread(copies)
+
+    def _spread(self, rows: np.ndarray) -> np.ndarray:
+        """Deals neighbours out to different groups, as the official sampler deals them out to different ranks."""
+        groups = self.global_batch // self.group
+        if self.repeats == 1 or self.global_batch % self.group or groups < 2:
+            return rows
+        return rows.reshape(self.per_epoch, self.group, groups).transpose(0, 2, 1).reshape(-1)
 
 
-def train_jobs(
-    seed: int,
-    size: int,
-    global_batch: int,
-    per_device: int,
-    rank: int,
-    world: int,
-    start: int,
-    stop: int,
-    per_epoch: int,
-) -> Iterator[Job]:
+def train_jobs(order: Order, per_device: int, rank: int, world: int, start: int, stop: int) -> Iterator[Job]:
     """The jobs of one rank for updates start to stop - 1.
 
     Row g of a global batch belongs to micro-batch g // (world * per_device) and in it to rank
     (g // per_device) % world, whatever the number of ranks: the global batch is the same.
     """
-    order, order_epoch = np.empty(0, np.int64), -1
+    rows, rows_epoch = (np.empty(0, np.int64), np.empty(0, np.int64)), -1
     for update in range(start, stop):
-        epoch, step = divmod(update, per_epoch)
-        if epoch != order_epoch:
-            order, order_epoch = epoch_order(seed, epoch, size, per_epoch * global_batch), epoch
-        for micro in range(global_batch // (world * per_device)):
-            first = step * global_batch + (micro * world + rank) * per_device
-            yield Job(order[first : first + per_device], epoch, first)
+        epoch, step = divmod(update, order.per_epoch)
+        if epoch != rows_epoch:
+            rows, rows_epoch = order.epoch(epoch), epoch
+        for micro in range(order.global_batch // (world * per_device)):
+            first = step * order.global_batch + (micro * world + rank) * per_device
+            part = slice(first, first + per_device)
+            yield Job(rows[0][part], rows[1][part], epoch, first)
 
 
 def eval_jobs(size: int, batch: int, rank: int, world: int) -> list[Job]:
     """Each picture once over all ranks: rank r evaluates r, r + world, ...; every rank has the same number of jobs."""
     mine = np.arange(rank, size, world)
     count = math.ceil(math.ceil(size / world) / batch)
-    return [Job(mine[k * batch : (k + 1) * batch]) for k in range(count)]
+    parts = [mine[k * batch : (k + 1) * batch] for k in range(count)]
+    return [Job(part, np.zeros_like(part)) for part in parts]

@@ -24,10 +24,14 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = empty((out_dim, in_dim), "weight")
         self.bias = empty((out_dim,), "bias") if bias else None
-        self.op = op.linear()
+        self.op, self.half, self.half_out = op.linear(), op.half, op.half_branch
 
     def construct(self, x_ti):
-        return self.op(x_ti, self.weight, self.bias)
+        if not self.half:
+            return self.op(x_ti, self.weight, self.bias)
+        bias = None if self.bias is None else self.bias.astype(ms.float16)
+        y_to = self.op(x_ti.astype(ms.float16), self.weight.astype(ms.float16), bias)
+        return y_to if self.half_out else y_to.astype(ms.float32)
 
 
 class LayerNorm(nn.Cell):
@@ -38,9 +42,11 @@ class LayerNorm(nn.Cell):
         self.weight = empty((dim,), "weight")
         self.bias = empty((dim,), "bias")
         self.eps = eps
-        self.op = op.layer_norm(eps)
+        self.op, self.half_in = op.layer_norm(eps), op.half
 
     def construct(self, x_tc):
+        if self.half_in:
+            x_tc = x_tc.astype(ms.float32)
         return self.op(x_tc, self.weight, self.bias)
 
 
@@ -53,10 +59,13 @@ class Conv2d(nn.Cell):
         super().__init__()
         self.weight = empty((channels[1], channels[0], kernel, kernel), "weight")
         self.bias = empty((channels[1],), "bias")
-        self.op = op.conv2d(kernel, stride, pad, from_image)
+        self.op, self.half, self.half_out = op.conv2d(kernel, stride, pad, from_image), op.half, op.half_branch
 
     def construct(self, x):
-        return self.op(x, self.weight, self.bias)
+        if not self.half:
+            return self.op(x, self.weight, self.bias)
+        y = self.op(x.astype(ms.float16), self.weight.astype(ms.float16), self.bias.astype(ms.float16))
+        return y if self.half_out else y.astype(ms.float32)
 
 
 class Mlp(nn.Cell):
@@ -66,9 +75,11 @@ class Mlp(nn.Cell):
         super().__init__()
         self.fc1 = Linear(dim, hidden, op)
         self.fc2 = Linear(hidden, dim, op)
-        self.hidden = op.mlp_hidden()
+        self.hidden, self.gelu, self.half = op.mlp_hidden(), op.gelu(), op.half
 
     def construct(self, x_tc):
+        if self.half:  # GELU is taken in float32
+            return self.fc2(self.gelu(self.fc1(x_tc).astype(ms.float32)))
         return self.fc2(self.hidden(x_tc, self.fc1.weight, self.fc1.bias))
 
 
@@ -145,8 +156,8 @@ class Block(nn.Cell):
         self.drop_mlp = drops.layer(drop_path, tokens)
 
     def construct(self, x_tc, drop_scale=None):
-        x_tc = x_tc + self.drop_attn(self.attn(self.norm1(x_tc)), drop_scale)
-        return x_tc + self.drop_mlp(self.mlp(self.norm2(x_tc)), drop_scale)
+        x_tc = add(x_tc, self.drop_attn(self.attn(self.norm1(x_tc)), drop_scale))
+        return add(x_tc, self.drop_mlp(self.mlp(self.norm2(x_tc)), drop_scale))
 
 
 class CrossAttentionBlock(nn.Cell):
@@ -170,7 +181,7 @@ class CrossAttentionBlock(nn.Cell):
 
     def construct(self, x_tc, drop_scale=None):
         cls_bc = first_token(x_tc, self.tokens)
-        return cls_bc + self.drop(self.attn(self.norm1(x_tc)), drop_scale)
+        return add(cls_bc, self.drop(self.attn(self.norm1(x_tc)), drop_scale))
 
 
 class CrossAttention(nn.Cell):
@@ -188,6 +199,11 @@ class CrossAttention(nn.Cell):
     def construct(self, x_tc):
         query_bc = self.wq(first_token(x_tc, self.tokens))
         return self.proj(self.attend(query_bc, self.wk(x_tc), self.wv(x_tc)))
+
+
+def add(stream, branch):
+    """stream + branch in the stream's precision."""
+    return stream + branch.astype(stream.dtype)
 
 
 def first_token(x_tc, tokens):

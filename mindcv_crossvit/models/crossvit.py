@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import mindspore as ms
 import numpy as np
 from mindspore import ParameterTuple, nn, ops
 
@@ -127,7 +128,8 @@ class MultiScaleBlock(nn.Cell):
 
 def join(cls_bc, patches_bpc):
     """[B, C] and [B, P, C] -> [B*N, C]."""
-    return ops.concat((cls_bc.expand_dims(1), patches_bpc), 1).reshape(-1, cls_bc.shape[1])
+    cls_b1c = cls_bc.astype(patches_bpc.dtype).expand_dims(1)
+    return ops.concat((cls_b1c, patches_bpc), 1).reshape(-1, cls_bc.shape[1])
 
 
 class CrossViT(nn.Cell):
@@ -161,6 +163,7 @@ class CrossViT(nn.Cell):
             ]
         )
         self.drop_rates = tuple(drops.rates)
+        self.half_in, self.half_stream = op.half, op.half_stream
         self.norm = nn.CellList([LayerNorm(dim, op) for dim in config.embed_dim])
         self.head = nn.CellList([Linear(dim, num_classes, op) for dim in config.embed_dim])
         init_weights(self, seed)
@@ -171,13 +174,18 @@ class CrossViT(nn.Cell):
         x0_tc, x1_tc = self._embed(x_b3ss, 0), self._embed(x_b3ss, 1)
         for encoder in self.blocks:
             x0_tc, x1_tc = encoder(x0_tc, x1_tc, drop_scale)
-        return (self._classify(x0_tc, 0) + self._classify(x1_tc, 1)) * 0.5
+        return (self._classify(x0_tc, 0) + self._classify(x1_tc, 1)).astype(ms.float32) * 0.5
 
     def _embed(self, x_b3ss, i):
         tokens, dim = self.tokens[i], self.dims[i]
-        patches = self.patch_embed[i](self.resize[i](x_b3ss)).reshape(-1, tokens - 1, dim)
-        cls_b1c = ops.broadcast_to(self.cls_token[i], (patches.shape[0], 1, dim))
-        return (ops.concat((cls_b1c, patches), 1) + self.pos_embed[i]).reshape(-1, dim)
+        patches_bpc = self.patch_embed[i](self.resize[i](x_b3ss)).reshape(-1, tokens - 1, dim)
+        if self.half_in:
+            patches_bpc = patches_bpc.astype(ms.float32)
+        cls_b1c = ops.broadcast_to(self.cls_token[i], (patches_bpc.shape[0], 1, dim))
+        x_bnc = ops.concat((cls_b1c, patches_bpc), 1) + self.pos_embed[i]
+        if self.half_stream:
+            x_bnc = x_bnc.astype(ms.float16)
+        return x_bnc.reshape(-1, dim)
 
     def _classify(self, x_tc, i):
         return self.head[i](self.norm[i](first_token(x_tc, self.tokens[i])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from mindspore import nn
+from mindspore import amp, nn
 
 from ..ops import choose
 from . import catalog
@@ -19,6 +19,7 @@ def create_model(
     drop_path_rate: float = 0.0,
     *,
     ops: str = "auto",
+    precision: str = "O0",
     seed: int = 0,
     **overrides: Any,
 ) -> nn.Cell:
@@ -27,13 +28,15 @@ def create_model(
     name: one of list_models(), the official or timm's spelling, or `mindcv/NAME` for a model of MindCV's zoo.
     drop_path_rate: stochastic depth, 0 to 1 (exclusive).
     ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
+    precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
     overrides: arguments of the official constructor: img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio,
         multi_conv, qkv_bias. For a MindCV model they are passed on to it.
     Raises ValueError for an unknown name or argument, with the nearest known one, and for impossible sizes.
     """
     name = catalog.resolve(name)
     if name.startswith(catalog.MINDCV_PREFIX):
-        return _create_mindcv(name[len(catalog.MINDCV_PREFIX) :], num_classes, drop_path_rate, overrides)
+        model = _create_mindcv(name[len(catalog.MINDCV_PREFIX) :], num_classes, drop_path_rate, overrides)
+        return model if precision == "O0" else amp.auto_mixed_precision(model, precision)
     if not (isinstance(num_classes, int) and num_classes >= 1):
         raise ValueError(f"num_classes must be a whole number from 1, not {num_classes!r}")
     if not 0 <= drop_path_rate < 1:
@@ -42,7 +45,9 @@ def create_model(
         if key not in FIELDS:
             near = difflib.get_close_matches(key, FIELDS, 1) or [", ".join(FIELDS)]
             raise ValueError(f"{name} has no argument {key!r}; did you mean {near[0]}?")
-    return CrossViT(VARIANTS[name].with_overrides(overrides), choose(ops), num_classes, drop_path_rate, seed)
+    return CrossViT(
+        VARIANTS[name].with_overrides(overrides), choose(ops, precision=precision), num_classes, drop_path_rate, seed
+    )
 
 
 def _create_mindcv(name: str, num_classes: int, drop_path_rate: float, overrides: dict[str, Any]) -> nn.Cell:

@@ -10,10 +10,11 @@ float32 rounding. Tokens stay two-dimensional, [B*N, C], through a whole block: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 NAMES = ("standard", "composed")
+PRECISIONS = ("O0", "O1", "O2", "O3")
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,33 @@ class Ops:
     class_attention: Callable[[int, int], Any]
     conv2d: Callable[[int, int, int, bool], Any]
     to_tokens: Callable[[], Any]
+    precision: str = "O0"
+    """What is float16: O0 nothing; O1 the inputs of matrix products and convolutions; O2 their outputs, too, and what
+    lies between them in a branch; O3 the residual stream, too. Norms, softmax and loss are float32 always."""
+
+    @property
+    def half(self) -> bool:
+        """Whether products are taken in float16."""
+        return self.precision != "O0"
+
+    @property
+    def half_branch(self) -> bool:
+        """Whether a branch keeps float16 between its products."""
+        return self.precision in ("O2", "O3")
+
+    @property
+    def half_stream(self) -> bool:
+        """Whether the residual stream is float16."""
+        return self.precision == "O3"
 
 
-def choose(name: str = "auto", device: str | None = None) -> Ops:
+def choose(name: str = "auto", device: str | None = None, precision: str = "O0") -> Ops:
     """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name or precision.
     """
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
     if name == "auto":
         from ..runtime import device_target
 
@@ -57,7 +78,7 @@ def choose(name: str = "auto", device: str | None = None) -> Ops:
     if name == "composed":
         from .composed import COMPOSED
 
-        return COMPOSED
+        return replace(COMPOSED, precision=precision)
     from .standard import STANDARD
 
-    return STANDARD
+    return replace(STANDARD, precision=precision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from . import Ops
@@ -145,7 +146,7 @@ class _Attend(nn.Cell):
 
     def construct(self, q, k, v):
         scale = q.shape[-1] ** -0.5
-        prob = self.softmax(_bmm_tb(q * scale, k))
+        prob = self.softmax(_bmm_tb(q * scale, k).astype(ms.float32)).astype(v.dtype)
         return _bmm(prob, v), prob
 
     def bprop(self, q, k, v, out, dout):

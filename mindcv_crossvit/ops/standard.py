@@ -5,6 +5,7 @@ B batch, N tokens, T = B*N, C width, H heads, D = C/H head width, I/O in and out
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import nn, ops
 
 from . import Ops
@@ -76,7 +77,7 @@ class ClassAttention(nn.Cell):
 
 def _attend(q, k, v):
     scores = ops.matmul(q * (q.shape[-1] ** -0.5), ops.transpose(k, (0, 1, 3, 2)))
-    return ops.matmul(ops.softmax(scores, axis=-1), v)
+    return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
 
 
 class Conv2d(nn.Cell):

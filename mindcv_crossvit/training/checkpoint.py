@@ -44,7 +44,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], meta: Mappin
     from safetensors.numpy import save_file
 
     text = json.dumps(dict(meta), sort_keys=True)
-    header = {_KEY: text, "checksum": _checksum(tensors, text), "format": "np"}
+    header = {_KEY: text, "checksum": _checksum(tensors, text)}
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, header)
@@ -71,7 +71,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from error
     if _KEY not in header:
         raise UserError(f"{path}: not a checkpoint of this suite: its header has no {_KEY} entry")
-    if header.get("checksum") != _checksum(tensors, header[_KEY]):
+    if header != {_KEY: header[_KEY], "checksum": _checksum(tensors, header[_KEY])}:
         raise UserError(f"{path}: damaged: its checksum does not fit its contents")
     return Checkpoint(path, tensors, json.loads(header[_KEY]))
 

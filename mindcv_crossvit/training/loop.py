@@ -13,20 +13,25 @@ from mindspore import nn
 
 from ..data.draws import drop_path_scale
 from ..data.loader import Batch, Loader
-from ..data.views import train_jobs
+from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate
 from ..journal import Chrono, Journal, duration
 from ..plan import Plan
+from ..process import StopRequest
 from ..recipe import Recipe
 from ..runtime import Runtime
 from .checkpoint import CheckpointFolder
 from .schedule import lr_at
-from .state import State
-from .step import TrainStep
+from .state import State, ema_keep
+from .step import Micro, Outcome, TrainStep
 
 
 class NonFiniteLoss(Exception):
     """The loss became infinite or not a number; the checkpoint before it is whole."""
+
+
+class Stopped(Exception):
+    """SIGTERM or SIGINT asked for an end; everything was saved."""
 
 
 @dataclass
@@ -44,13 +49,14 @@ class Training:
     journal: Journal
     checkpoints: CheckpointFolder | None
     about: dict[str, Any]
+    stop: StopRequest
     chrono: Chrono = field(default_factory=Chrono)
 
 
 def fit(t: Training) -> Score:
-    """Trains from the state's update to the end of the recipe; returns the last score.
+    """Trains from the state's update to the end of the recipe; returns the last score of the raw weights.
 
-    Raises NonFiniteLoss on all ranks alike, with the update it happened in.
+    Raises NonFiniteLoss or Stopped, on all ranks alike and in the same update.
     """
     recipe, plan, state = t.recipe, t.plan, t.state
     batches = t.loader.batches("train", _jobs(t))
@@ -58,85 +64,115 @@ def fit(t: Training) -> Score:
     while state.update < plan.total_steps:
         epoch, step = divmod(state.update, plan.steps_per_epoch)
         lr = lr_at(recipe.schedule, plan, state.update)
-        loss = _update(t, batches, lr)
-        if not math.isfinite(loss):
+        loss, stop_asked = _update(t, batches, lr)
+        if not math.isfinite(loss) or state.loss_scale.exhausted:
             raise NonFiniteLoss(_non_finite_message(t, epoch, step, lr))
-        state.update += 1
         t.journal.show(_progress(t, epoch, step + 1, loss, lr))
         if state.update % recipe.run.log_every == 0 or state.update == plan.total_steps:
             t.journal.say(_progress(t, epoch, step + 1, loss, lr))
         t.journal.record(update=state.update, epoch=epoch + 1, loss=loss, lr=lr)
 
+        saved = False
         if step + 1 == plan.steps_per_epoch:
             last = epoch + 1 == recipe.schedule.epochs
             if last or (epoch + 1) % recipe.evaluate.every_epochs == 0:
                 score = _validate(t, epoch)
-            if last or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
-                _save(t)
-    return score or _validate(t, recipe.schedule.epochs - 1)
+            if last or state.is_best or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
+                saved = _save(t)
+        every = recipe.checkpoint.every_updates
+        if not saved and (stop_asked or (every and state.update % every == 0)):
+            _save(t)
+        if stop_asked:
+            raise Stopped(f"on request after update {state.update:,}; go on with --resume auto")
+    return score or _score(t)
 
 
-def _jobs(t: Training) -> Iterator[Any]:
+def _jobs(t: Training) -> Iterator[Job]:
     p = t.plan
-    return train_jobs(
-        t.recipe.run.seed,
-        p.train_images,
-        p.global_batch,
-        p.per_device,
-        t.runtime.rank,
-        p.world,
-        t.state.update,
-        p.total_steps,
-        p.steps_per_epoch,
+    order = Order(
+        t.recipe.run.seed, p.train_images, p.global_batch, p.steps_per_epoch, t.recipe.augment.repeats, p.group
     )
+    return train_jobs(order, p.per_device, t.runtime.rank, p.world, t.state.update, p.total_steps)
 
 
-def _update(t: Training, batches: Iterator[Batch], lr: float) -> float:
-    """One update from its micro-batches; the mean loss over them and over the ranks."""
-    p, rank = t.plan, t.runtime.rank
-    first = not t.chrono.compile_seconds
-    if first:
+def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bool]:
+    """One update from its micro-batches: (mean loss over them and the ranks, whether any rank was asked to stop)."""
+    p, state = t.plan, t.state
+    compiles = not t.chrono.compile_seconds
+    if compiles:
         t.journal.say("compiling the graph (once; large models take minutes) ...")
     t.chrono.start()
-    scale = drop_path_scale(t.recipe.run.seed, t.state.update, t.state.drop_rates, p.global_batch)
-    losses = []
+    draws = drop_path_scale(t.recipe.run.seed, state.update, state.drop_rates, p.global_batch)
+    losses, finite = [], True
     for micro in range(p.accumulation):
         _, arrays, skipped = next(batches)
-        for _, reason in skipped:
-            t.state.skipped += 1
-            t.journal.say(f"skipped: {reason}")
-        row = (micro * p.world + rank) * p.per_device
-        inputs = arrays["images"], arrays["targets"], scale[:, row : row + p.per_device]
+        _report_skipped(t, skipped)
+        row = (micro * p.world + t.runtime.rank) * p.per_device
+        inputs = Micro(arrays["images"], arrays["targets"], draws[:, row : row + p.per_device])
         if micro + 1 < p.accumulation:
-            losses.append(t.step.add(*inputs))
+            losses.append(t.step.add(inputs, state.loss_scale.scale))
         else:
-            losses.append(t.step.apply(*inputs, lr, t.state.update + 1))
-    loss = float(t.runtime.gather(np.array([np.mean(losses)], np.float32)).mean())
+            outcome = _apply(t, inputs, lr)
+            losses.append(outcome.loss)
+            finite = outcome.finite
+    state.update += 1
+    state.applied += finite
+    state.loss_scale.after(finite)
+    said = t.runtime.gather(np.array([np.mean(losses), t.stop.asked], np.float32)).mean(0)
     t.chrono.stop(p.global_batch)
-    if first:
+    if compiles:
         t.journal.say(f"compiled; the first update took {duration(t.chrono.compile_seconds)}")
-    return loss
+    if not finite:
+        t.journal.say(f"update {state.update} left out: gradients overflowed; loss scale {state.loss_scale.scale:g}")
+    return float(said[0]), bool(said[1] > 0)
+
+
+def _apply(t: Training, inputs: Micro, lr: float) -> Outcome:
+    state = t.state
+    scalars = state.optimizer.scalars(lr, state.applied + 1)
+    keep = ema_keep(t.recipe.ema, state.applied) if state.ema else 0.0
+    return t.step.apply(inputs, scalars, state.loss_scale.scale, keep)
+
+
+def _report_skipped(t: Training, skipped: list[tuple[int, str]]) -> None:
+    for _, reason in skipped:
+        t.state.skipped += 1
+        t.journal.say(f"skipped: {reason}")
 
 
 def _validate(t: Training, epoch: int) -> Score:
-    score = evaluate(t.model, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
-    t.state.is_best = score.top1 > t.state.best_top1
-    t.state.best_top1 = max(score.top1, t.state.best_top1)
+    """Scores the weights, and their moving average where there is one."""
+
+    score = _score(t)
+    values = {"val_top1": score.top1, "val_top5": score.top5, "val_loss": score.loss}
+    best, average = score.top1, ""
+    if t.state.ema:
+        with t.state.averaged():
+            ema = _score(t)
+        values |= {"ema_top1": ema.top1, "ema_top5": ema.top5, "ema_loss": ema.loss}
+        best, average = max(best, ema.top1), f"  average {ema.top1:.2f} %"
+    t.state.is_best = best > t.state.best_top1
+    t.state.best_top1 = max(best, t.state.best_top1)
     t.journal.say(
-        f"epoch {epoch + 1}/{t.recipe.schedule.epochs}  validation top-1 {score.top1:.2f} %  top-5 {score.top5:.2f} %"
-        f"  loss {score.loss:.4f}  ({score.images:,} pictures; best {t.state.best_top1:.2f} %)"
+        f"epoch {epoch + 1}/{t.recipe.schedule.epochs}  validation top-1 {score.top1:.2f} %{average}"
+        f"  top-5 {score.top5:.2f} %  loss {score.loss:.4f}"
+        f"  ({score.images:,} pictures; best {t.state.best_top1:.2f} %)"
     )
-    t.journal.record(
-        update=t.state.update, epoch=epoch + 1, val_top1=score.top1, val_top5=score.top5, val_loss=score.loss
-    )
+    t.journal.record(update=t.state.update, epoch=epoch + 1, **values)
     return score
 
 
-def _save(t: Training) -> None:
+def _score(t: Training) -> Score:
+    return evaluate(t.model, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
+
+
+def _save(t: Training) -> bool:
     t.runtime.check_same(t.state.parameters(), f"checkpoint at update {t.state.update}")
     if t.checkpoints:
         meta = {**t.about, **t.state.meta(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         t.checkpoints.save(t.state.tensors(), meta, t.state.is_best)
+    t.state.is_best = False
+    return True
 
 
 def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str:
@@ -149,6 +185,6 @@ def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str
 
 def _non_finite_message(t: Training, epoch: int, step: int, lr: float) -> str:
     return (
-        f"the loss is not finite in update {t.state.update + 1} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g});"
+        f"the loss is not finite in update {t.state.update} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g});"
         " nothing was saved after it. Try a lower optimizer.lr, a longer schedule.warmup_epochs, or another run.seed"
     )

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, ParameterTuple, Tensor, nn
 
 from ..errors import UserError
+from ..recipe import Ema
 from .checkpoint import Checkpoint
-from .optimizer import AdamW
+from .loss_scale import LossScale
+from .optimizer import GroupedOptimizer
 
 
 @dataclass
 class State:
-    """Parameters, moments and counters. update: updates done so far. skipped: unreadable training pictures met."""
+    """Parameters, moments, moving average and counters.
+
+    update: updates done so far, those left out for an overflow included. applied: those that changed the parameters.
+    best_top1: the best validation score so far, in percent. skipped: unreadable training pictures met by this rank.
+    """
 
     model: nn.Cell
-    optimizer: AdamW | None
+    optimizer: GroupedOptimizer
+    ema: ParameterTuple
+    loss_scale: LossScale
     update: int = 0
+    applied: int = 0
     best_top1: float = -1.0
     is_best: bool = False
     skipped: int = 0
@@ -32,9 +43,8 @@ class State:
     def named(self) -> dict[str, Parameter]:
         """Every parameter of a checkpoint by the name it has there."""
         found = {f"model.{p.name}": p for p in self.model.get_parameters()}
-        if self.optimizer is not None:
-            found |= {f"optimizer.{p.name}": p for p in (*self.optimizer.moment1, *self.optimizer.moment2)}
-        return found
+        found |= {f"optimizer.{p.name}": p for p in self.optimizer.state()}
+        return found | {p.name: p for p in self.ema}
 
     def parameters(self) -> list[Parameter]:
         """The same, as a list."""
@@ -46,19 +56,51 @@ class State:
 
     def meta(self) -> dict[str, Any]:
         """The counters."""
-        return {"update": self.update, "best_top1": self.best_top1, "skipped": self.skipped}
+        names = ("update", "applied", "best_top1", "skipped")
+        return {**{n: getattr(self, n) for n in names}, "loss_scale": asdict(self.loss_scale)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of the same model. Raises UserError when it is another's."""
         load_parameters(self.named(), checkpoint.tensors, checkpoint)
-        meta = checkpoint.meta
-        self.update, self.best_top1, self.skipped = meta["update"], meta["best_top1"], meta["skipped"]
+        meta = dict(checkpoint.meta)
+        for name in ("update", "applied", "best_top1", "skipped"):
+            setattr(self, name, meta[name])
+        if meta["loss_scale"]["dynamic"] == self.loss_scale.dynamic:
+            self.loss_scale = LossScale(**meta["loss_scale"])
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its moving average instead of its weights."""
+        raw = [p.asnumpy().copy() for p in self.optimizer.parameters]
+        for parameter, average in zip(self.optimizer.parameters, self.ema, strict=True):
+            parameter.set_data(Tensor(average.asnumpy()))
+        try:
+            yield
+        finally:
+            for parameter, value in zip(self.optimizer.parameters, raw, strict=True):
+                parameter.set_data(Tensor(value))
 
 
-def load_model(model: nn.Cell, checkpoint: Checkpoint) -> None:
-    """The weights of a checkpoint into a model, all of them or none. Raises UserError with what does not fit."""
+def new_average(optimizer: GroupedOptimizer) -> ParameterTuple:
+    """A moving average that begins with the parameters as they are now."""
+    return ParameterTuple(
+        [Parameter(Tensor(p.asnumpy().copy()), name=f"ema.{p.name}", requires_grad=False) for p in optimizer.parameters]
+    )
+
+
+def ema_keep(ema: Ema, applied: int) -> float:
+    """Share of the average that stays in the next update, after `applied` ones: it begins small and grows to decay."""
+    assert ema.decay is not None
+    return min(ema.decay, (1 + applied) / (10 + applied)) if ema.warmup else ema.decay
+
+
+def load_model(model: nn.Cell, checkpoint: Checkpoint, part: str = "model") -> None:
+    """The weights of a checkpoint into a model, all of them or none. Raises UserError with what does not fit.
+
+    part: `model` for the raw weights, `ema` for their moving average.
+    """
     named = {p.name: p for p in model.get_parameters()}
-    load_parameters(named, checkpoint.part("model"), checkpoint)
+    load_parameters(named, {**checkpoint.part("model"), **checkpoint.part(part)}, checkpoint)
 
 
 def load_parameters(named: dict[str, Parameter], tensors: dict[str, np.ndarray], checkpoint: Checkpoint) -> None:
@@ -78,4 +120,4 @@ def load_parameters(named: dict[str, Parameter], tensors: dict[str, np.ndarray],
             f" does not fit this model: {'; '.join(problems)}"
         )
     for name, parameter in named.items():
-        parameter.set_data(Tensor(tensors[name].astype(tensors[name].dtype)))
+        parameter.set_data(Tensor(tensors[name]))

@@ -1,16 +1,25 @@
-"""One update of the parameters: loss, gradients, their mean over micro-batches and ranks, AdamW. One compiled graph."""
+"""One update of the parameters, compiled: loss, gradients, their mean over micro-batches and ranks, clipping, the rule.
+
+With a loss scale (half precision) the loss is multiplied by it and the mean gradient divided; an update whose gradient
+is not finite on any rank is left out on all of them, since the mean of the ranks is not finite then.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
-from .optimizer import AdamW
+from .optimizer import GroupedOptimizer
 
 _map = ops.HyperMap()
 _add_to = ops.MultitypeFuncGraph("add_to")
-_mean_with = ops.MultitypeFuncGraph("mean_with")
+_add = ops.MultitypeFuncGraph("add")
+_scale = ops.MultitypeFuncGraph("scale")
+_square_sum = ops.MultitypeFuncGraph("square_sum")
+_follow = ops.MultitypeFuncGraph("follow")
 
 
 @_add_to.register("Tensor", "Tensor")
@@ -18,26 +27,70 @@ def _add_to_one(buffer, gradient):
     return ops.assign_add(buffer, gradient)
 
 
-@_mean_with.register("Tensor", "Tensor", "Tensor")
-def _mean_with_one(factor, buffer, gradient):
-    return (buffer + gradient) * factor
+@_add.register("Tensor", "Tensor")
+def _add_one(buffer, gradient):
+    return buffer + gradient
+
+
+@_scale.register("Tensor", "Tensor")
+def _scale_one(factor, gradient):
+    return gradient * factor
+
+
+@_square_sum.register("Tensor")
+def _square_sum_one(gradient):
+    return ops.ReduceSum()(gradient * gradient)
+
+
+@_follow.register("Tensor", "Tensor", "Tensor")
+def _follow_one(keep, average, parameter):
+    return ops.assign(average, average * keep + parameter * (1 - keep))
+
+
+class Options(NamedTuple):
+    """What an update does besides the rule.
+
+    accumulation: micro-batches. world: ranks. clip_norm: largest global norm of the mean gradient, None for any.
+    loss_scaled: the loss is multiplied by the scale given to the step.
+    """
+
+    accumulation: int = 1
+    world: int = 1
+    clip_norm: float | None = None
+    loss_scaled: bool = False
+
+
+class Micro(NamedTuple):
+    """One micro-batch: images [B, 3, S, S], targets [B, classes], drop_scale [draws, B] (see blocks.DropPath)."""
+
+    images: np.ndarray
+    targets: np.ndarray
+    drop_scale: np.ndarray
+
+
+class Outcome(NamedTuple):
+    """loss: mean of the last micro-batch. finite: whether the update was made."""
+
+    loss: float
+    finite: bool
 
 
 class Loss(nn.Cell):
-    """Mean cross-entropy of the logits with soft targets [B, classes], in float32."""
+    """(loss times its scale, loss): mean cross-entropy of the logits with soft targets [B, classes], in float32."""
 
     def __init__(self, model: nn.Cell):
         super().__init__(auto_prefix=False)
         self.model = model
         self.takes_drop_scale = bool(getattr(model, "drop_rates", ()))
 
-    def construct(self, images, targets, drop_scale):
+    def construct(self, images, targets, drop_scale, loss_scale):
         if self.takes_drop_scale:
             logits = self.model(images, drop_scale)
         else:
             logits = self.model(images)
         log_prob = ops.log_softmax(logits.astype(ms.float32), -1)
-        return -(targets * log_prob).sum() / targets.shape[0]
+        loss = -(targets * log_prob).sum() / targets.shape[0]
+        return loss * loss_scale, loss
 
 
 class Accumulate(nn.Cell):
@@ -46,66 +99,91 @@ class Accumulate(nn.Cell):
     def __init__(self, loss: Loss, parameters: ParameterTuple, buffers: ParameterTuple):
         super().__init__(auto_prefix=False)
         self.loss, self.buffers = loss, buffers
-        self.gradient = ops.value_and_grad(loss, None, parameters)
+        self.gradient = ops.value_and_grad(loss, None, parameters, has_aux=True)
 
-    def construct(self, images, targets, drop_scale):
-        loss, gradients = self.gradient(images, targets, drop_scale)
+    def construct(self, images, targets, drop_scale, loss_scale):
+        (_, loss), gradients = self.gradient(images, targets, drop_scale, loss_scale)
         return ops.depend(loss, _map(_add_to, self.buffers, gradients))
 
 
 class Update(nn.Cell):
-    """The last micro-batch of an update: mean gradient over micro-batches and ranks, then the optimizer."""
+    """The last micro-batch of an update, and the update. Clipping sees the mean over micro-batches and ranks."""
 
-    def __init__(self, loss: Loss, optimizer: AdamW, buffers: ParameterTuple, accumulation: int, world: int):
+    def __init__(
+        self, loss: Loss, optimizer: GroupedOptimizer, buffers: ParameterTuple, ema: ParameterTuple, options: Options
+    ):
         super().__init__(auto_prefix=False)
-        self.loss, self.optimizer, self.buffers = loss, optimizer, buffers
-        self.gradient = ops.value_and_grad(loss, None, optimizer.parameters)
-        self.accumulates, self.shares = accumulation > 1, world > 1
-        self.factor = Tensor(np.float32(1 / accumulation))
+        self.loss, self.optimizer, self.buffers, self.ema = loss, optimizer, buffers, ema
+        self.gradient = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        self.accumulates, self.shares = options.accumulation > 1, options.world > 1
+        self.clips, self.loss_scaled, self.averages = options.clip_norm is not None, options.loss_scaled, len(ema) > 0
+        self.mean = Tensor(np.float32(1 / options.accumulation))
+        self.clip_norm = Tensor(np.float32(options.clip_norm or 0))
+        self.done = Tensor(True)
         if self.shares:
-            self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=world)
+            self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=options.world)
 
-    def construct(self, images, targets, drop_scale, scalars):
-        loss, gradients = self.gradient(images, targets, drop_scale)
+    def construct(self, images, targets, drop_scale, loss_scale, scalars, ema_keep):
+        (_, loss), gradients = self.gradient(images, targets, drop_scale, loss_scale)
         if self.accumulates:
-            gradients = _map(ops.partial(_mean_with, self.factor), self.buffers, gradients)
+            gradients = _map(_add, self.buffers, gradients)
+        if self.accumulates or self.loss_scaled:
+            gradients = _map(ops.partial(_scale, self.mean / loss_scale), gradients)
         if self.shares:
             gradients = self.average(gradients)
-        return ops.depend(loss, self.optimizer(gradients, scalars))
+        if not (self.clips or self.loss_scaled):
+            return ops.depend(loss, self._apply(gradients, scalars, ema_keep)), self.done
+        square = ops.addn(_map(_square_sum, gradients))
+        if self.clips:
+            factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
+            gradients = _map(ops.partial(_scale, factor), gradients)
+        finite = ops.isfinite(square)
+        if not self.loss_scaled:
+            return ops.depend(loss, self._apply(gradients, scalars, ema_keep)), finite
+        if finite:
+            loss = ops.depend(loss, self._apply(gradients, scalars, ema_keep))
+        return loss, finite
+
+    def _apply(self, gradients, scalars, ema_keep):
+        done = self.optimizer(gradients, scalars)
+        if self.averages:
+            parameters = ops.depend(self.optimizer.parameters, done)
+            done = _map(ops.partial(_follow, ema_keep), self.ema, parameters)
+        return done
 
 
 class TrainStep:
-    """Runs updates on host arrays.
+    """Runs updates on host arrays; micro-batches before the last one of an update are only accumulated."""
 
-    Micro-batches before the last one of an update are only accumulated. The result of an update is its mean loss on
-    this rank, as a number.
-    """
-
-    def __init__(self, model: nn.Cell, optimizer: AdamW, accumulation: int, world: int):
+    def __init__(self, model: nn.Cell, optimizer: GroupedOptimizer, options: Options, ema: ParameterTuple):
         loss = Loss(model)
         self.optimizer = optimizer
-        self.buffers = ParameterTuple(_buffers(optimizer) if accumulation > 1 else [])
-        self.accumulate = Accumulate(loss, optimizer.parameters, self.buffers) if accumulation > 1 else None
-        self.update = Update(loss, optimizer, self.buffers, accumulation, world)
+        self.buffers = ParameterTuple(_buffers(optimizer) if options.accumulation > 1 else [])
+        self.accumulate = Accumulate(loss, optimizer.parameters, self.buffers)
+        self.update = Update(loss, optimizer, self.buffers, ema, options)
+        self.accumulate.set_train()
         self.update.set_train()
-        if self.accumulate:
-            self.accumulate.set_train()
 
-    def add(self, images: np.ndarray, targets: np.ndarray, drop_scale: np.ndarray) -> float:
+    def add(self, micro: Micro, loss_scale: float = 1.0) -> float:
         """Accumulates one micro-batch; returns its loss."""
-        assert self.accumulate is not None
-        return float(self.accumulate(Tensor(images), Tensor(targets), Tensor(drop_scale)).asnumpy())
+        return float(self.accumulate(*_tensors(*micro, loss_scale)).asnumpy())
 
-    def apply(self, images: np.ndarray, targets: np.ndarray, drop_scale: np.ndarray, lr: float, update: int) -> float:
-        """The last micro-batch of update number `update` (from 1), and the update itself; returns its loss."""
-        scalars = Tensor(self.optimizer.scalars(lr, update))
-        loss = float(self.update(Tensor(images), Tensor(targets), Tensor(drop_scale), scalars).asnumpy())
+    def apply(self, micro: Micro, scalars: np.ndarray, loss_scale: float = 1.0, ema_keep: float = 0.0) -> Outcome:
+        """The last micro-batch, and the update with the optimizer's `scalars`.
+
+        ema_keep: share of the moving average that stays.
+        """
+        loss, finite = self.update(*_tensors(*micro, loss_scale, scalars, ema_keep))
         for buffer in self.buffers:
             buffer.set_data(ops.zeros_like(buffer))
-        return loss
+        return Outcome(float(loss.asnumpy()), bool(finite.asnumpy()))
 
 
-def _buffers(optimizer: AdamW) -> list[Parameter]:
+def _tensors(*values: np.ndarray | float) -> list[Tensor]:
+    return [Tensor(np.asarray(v, np.float32)) for v in values]
+
+
+def _buffers(optimizer: GroupedOptimizer) -> list[Parameter]:
     return [
         Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient.{p.name}", requires_grad=False)
         for p in optimizer.parameters

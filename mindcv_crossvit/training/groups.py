@@ -1,0 +1,45 @@
+"""Which parameters are decayed, and how much slower the early layers learn."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from mindspore import Parameter
+
+
+class Group(NamedTuple):
+    """Parameters that share weight decay and a factor on the learning rate."""
+
+    decayed: bool
+    lr_scale: float
+    parameters: tuple[Parameter, ...]
+
+
+def decayed(parameters: Sequence[Parameter], rule: str) -> list[bool]:
+    """Which parameters get weight decay.
+
+    rule `official`: all but one-dimensional tensors and biases. IBM's skip list names `cls_token` and `pos_embed`, its
+    tensors are `cls_token.0` ..., so in the published runs tokens and positions were decayed.
+    rule `timm`: tokens and position embeddings are exempt too, as the official code meant it.
+    """
+    exempt = ("cls_token", "pos_embed") if rule == "timm" else ()
+    return [p.ndim > 1 and not p.name.endswith(".bias") and not p.name.startswith(exempt) for p in parameters]
+
+
+def layer_of(name: str, encoders: int) -> int:
+    """The layer of a parameter for layer-wise decay: 0 the embedding, 1 to K the encoders, K + 1 norm and head."""
+    encoder = re.match(r"blocks\.(\d+)\.", name)
+    if encoder:
+        return int(encoder[1]) + 1
+    return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else encoders + 1
+
+
+def make_groups(parameters: Sequence[Parameter], rule: str, layer_decay: float = 1.0, encoders: int = 0) -> list[Group]:
+    """Groups by decay and layer; layer l of K + 1 learns with layer_decay^(K + 1 - l) times the learning rate."""
+    found: dict[tuple[bool, float], list[Parameter]] = {}
+    for parameter, decays in zip(parameters, decayed(parameters, rule), strict=True):
+        scale = 1.0 if layer_decay == 1 else layer_decay ** (encoders + 1 - layer_of(parameter.name, encoders))
+        found.setdefault((decays, scale), []).append(parameter)
+    return [Group(decays, scale, tuple(members)) for (decays, scale), members in found.items()]
