@@ -203,7 +203,7 @@ def test_the_time_callers_wait_is_counted(no_workers):
 
 def test_a_worker_that_dies_is_the_users_to_know():
     said = "a data worker process died; most often memory ran out"
-    with Loader({"numbers": NumberView(fatal=3)}, 1) as loader, pytest.raises(UserError, match=said):
+    with Loader({"numbers": NumberView(fatal=3)}, 2) as loader, pytest.raises(UserError, match=said):
         list(loader.batches("numbers", numbered(range(8))))
 
 
@@ -252,8 +252,10 @@ def test_workers_die_with_their_parent(when):
         parent.communicate(timeout=10)
 
 
-def test_a_batch_that_is_still_held_survives_the_end_of_its_loader():
-    output, errors = start("hold_a_batch").communicate(timeout=60)
+@pytest.mark.parametrize("what", ["hold_a_batch", "signal_everyone"])
+def test_a_program_goes_on(what):
+    """That still reads a batch after its loader has ended; that is asked to stop together with its workers."""
+    output, errors = start(what).communicate(timeout=60)
     assert (output, errors) == ("ended\n", "")
 
 

@@ -148,7 +148,10 @@ def test_the_reference_page_lists_every_key():
     code = "import sys; sys.path.insert(0, 'scripts'); import recipe_reference; print(recipe_reference.page(), end='')"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert page == done.stdout, "run python scripts/recipe_reference.py"
-    assert "| `optimizer.weight_decay` | decoupled weight decay, times lr | a number from 0 | 0.05 |" in page
+    assert (
+        "| `optimizer.weight_decay` | adamw: decoupled, times lr; sgd: added to the gradient | a number from 0 | 0.05 |"
+        in page
+    )
 
 
 def test_neither_recipes_nor_data_import_mindspore():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mindcv_crossvit.data.loader import Loader
+from mindcv_crossvit.data.loader import Batch, Loader
 from mindcv_crossvit.data.views import Arrays, Job
 
 
@@ -58,14 +59,17 @@ def _say_workers() -> None:
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
 
 
+def _until_both_work(batches: Iterator[Batch]) -> None:
+    seen = set()
+    while len(seen) < 2:
+        time.sleep(0.002)
+        seen.add(float(next(batches).arrays["process"][0]))
+
+
 def after_start() -> None:
     """Says the workers' ids when both have prepared a batch, then waits."""
-    loader, seen = Loader({"numbers": NumberView()}, 2), set()
-    for _, arrays, _ in loader.batches("numbers", numbered(count())):
-        time.sleep(0.002)
-        seen.add(float(arrays["process"][0]))
-        if len(seen) == 2:
-            break
+    loader = Loader({"numbers": NumberView()}, 2)
+    _until_both_work(loader.batches("numbers", numbered(count())))
     _say_workers()
     time.sleep(60)
 
@@ -92,6 +96,21 @@ def hold_a_batch() -> None:
     loader.close()
     assert batch.arrays["number"].tolist() == [0, 0]
     del batches
+    print("ended", flush=True)
+
+
+def signal_everyone() -> None:
+    """Goes on after the signals of a scheduler or a terminal, which reach every process of the group."""
+    os.setpgrp()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    with Loader({"numbers": NumberView()}, 2) as loader:
+        batches = loader.batches("numbers", numbered(count()))
+        _until_both_work(batches)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(0, number)
+            time.sleep(0.2)
+        _until_both_work(batches)
     print("ended", flush=True)
 
 

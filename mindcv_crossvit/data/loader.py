@@ -139,7 +139,8 @@ _worker_memory: dict[str, _Memory] = {}
 
 
 def _start_worker(views: dict[str, View], memory: dict[str, tuple[str, dict[str, tuple[int, ...]]]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once; the parent decides
+        signal.signal(number, signal.SIG_IGN)
     die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or not parent.is_alive():  # it ended while this process started
