@@ -13,8 +13,8 @@ echo "training: configs/digits.yaml on the CPU, into $output"
 python train.py --config configs/digits.yaml --output "$output" "$@"
 echo
 echo "validating the last checkpoint"
-result=$(python validate.py --config configs/digits.yaml --ckpt_path "$output" | tee /dev/stderr | tail -n 1)
-echo
-echo "run folder       $output"
-echo "curves           $output/curves.png"
-echo "$result"
+score=$(python validate.py --config configs/digits.yaml --ckpt_path "$output")
+head -n -1 <<< "$score"
+echo "run folder      $output"
+echo "curves          $output/curves.png"
+tail -n 1 <<< "$score"

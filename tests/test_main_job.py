@@ -368,3 +368,10 @@ def test_the_command_line_is_frozen():
     for script, expected in options.items():
         words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
         assert {w for w in words if w.startswith("--")} - {"--help"} == expected
+
+
+def test_ranks_that_differ_are_told_by_the_parameters_name(tmp_path):
+    done = call_msrun(2, tmp_path / "logs", "tests/differing_ranks.py")
+    for rank in (0, 1):
+        said = (tmp_path / "logs" / f"worker_{rank}.log").read_text()
+        assert "said: now: the ranks' parameters differ, first p1 (1 of 3)" in said, done.stdout
