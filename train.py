@@ -31,6 +31,8 @@ def main() -> int:
     resumed = find_checkpoint(recipe, folder, arguments.resume)
     if resumed:
         check_fits(resumed, recipe, data.class_names)
+    elif arguments.resume and runtime.launched_rank() == 0:
+        print(f"no checkpoint in {folder} yet: a new run begins there")
     initial = read_checkpoint(resolve(Path(arguments.init_from))) if arguments.init_from else None
 
     # What follows from it.

@@ -102,7 +102,9 @@ def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Checkpo
                 f"note     {plan.world} devices instead of {world}: the same global batches in the same order, each"
                 f" device has {plan.per_device} pictures x {plan.accumulation}; results agree to rounding, not bitwise"
             )
-    elif initial:
+        return
+    journal.forget_after(0)  # of a run that ended before its first checkpoint
+    if initial:
         load_model(state.model, initial)
         if state.ema:
             state.ema = new_average(state.optimizer)

@@ -12,6 +12,8 @@ DIVERGED = 3
 """Exit code of a run whose loss became infinite or not a number."""
 STOPPED = 4
 """Exit code of a run that saved and ended because SIGTERM or SIGINT asked for it."""
+MOST_NAMED = 40
+"""Names a message lists at the most."""
 
 
 class UserError(Exception):
@@ -26,7 +28,9 @@ def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     """'did you mean X?' for the nearest known name, or the list of known ones."""
     known = list(known)
     near = difflib.get_close_matches(str(given), known, 1, cutoff)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known are {', '.join(known[:MOST_NAMED])}{', ...' if len(known) > MOST_NAMED else ''}"
 
 
 def run_main(main: Callable[[], int]) -> None:

@@ -17,26 +17,33 @@ OFFICIAL = json.loads((DATA / "schedule.json").read_text())["lrs"]
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
-def test_adamw_is_pytorchs():
-    from mindspore import Parameter, Tensor, nn
+def compiled(optimizer):
+    """The optimizer as a function of two gradients; a tuple handed in from outside would be compiled anew each time."""
+    from mindspore import nn
 
-    from mindcv_crossvit.training.groups import Group
-    from mindcv_crossvit.training.optimizer import AdamW
-
-    class Apply(nn.Cell):  # a tuple handed in from outside would be compiled anew each time
-        def __init__(self, optimizer):
+    class Apply(nn.Cell):
+        def __init__(self):
             super().__init__(auto_prefix=False)
             self.optimizer = optimizer
 
         def construct(self, gradient0, gradient1, scalars):
             return self.optimizer((gradient0, gradient1), scalars)
 
+    return Apply()
+
+
+def test_adamw_is_pytorchs():
+    from mindspore import Parameter, Tensor
+
+    from mindcv_crossvit.training.groups import Group
+    from mindcv_crossvit.training.optimizer import AdamW
+
     reference = json.loads((DATA / "adamw.json").read_text())
     shapes = [(4, 5), (7,)]
     parameters = [Parameter(Tensor(rules.u(f"p{i}", s).astype(np.float32)), name=f"p{i}") for i, s in enumerate(shapes)]
     groups = [Group(True, 1.0, tuple(parameters[:1])), Group(False, 1.0, tuple(parameters[1:]))]
     optimizer = AdamW(groups, weight_decay=0.05)
-    apply = Apply(optimizer)
+    apply = compiled(optimizer)
     for k in range(50):
         gradients = (
             Tensor((rules.u(f"g{k}.0", (4, 5)) * 10.0 ** -(k % 4)).astype(np.float32)),
@@ -89,25 +96,17 @@ def official_rates() -> list[float]:
 
 
 def test_sgd_is_pytorchs():
-    from mindspore import Parameter, Tensor, nn
+    from mindspore import Parameter, Tensor
 
     from mindcv_crossvit.training.groups import Group
     from mindcv_crossvit.training.optimizer import SGD
-
-    class Apply(nn.Cell):
-        def __init__(self, optimizer):
-            super().__init__(auto_prefix=False)
-            self.optimizer = optimizer
-
-        def construct(self, gradient0, gradient1, scalars):
-            return self.optimizer((gradient0, gradient1), scalars)
 
     reference = json.loads((DATA / "sgd.json").read_text())
     shapes = [(4, 5), (7,)]
     parameters = [Parameter(Tensor(rules.u(f"p{i}", s).astype(np.float32)), name=f"p{i}") for i, s in enumerate(shapes)]
     groups = [Group(True, 1.0, tuple(parameters[:1])), Group(False, 1.0, tuple(parameters[1:]))]
     optimizer = SGD(groups, momentum=0.9, weight_decay=1e-4)
-    apply = Apply(optimizer)
+    apply = compiled(optimizer)
     for k in range(50):
         gradients = [
             Tensor((rules.u(f"g{k}.{i}", s) * (10.0 ** -(k % 4) if i == 0 else 1)).astype(np.float32))

@@ -9,6 +9,9 @@ import warnings
 import numpy as np
 from PIL import Image
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
+"""Decoders that are used; a file of another kind, such as PostScript, starts no other program."""
+
 
 class BadImage(Exception):
     """A picture that cannot be read; `name` says which, the message why."""
@@ -35,7 +38,7 @@ def decode(data: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return _to_rgb(image)
     except Exception as error:  # decoders raise what they like, struct.error and SyntaxError among it
         reason = str(error) or type(error).__name__

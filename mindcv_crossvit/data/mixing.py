@@ -44,8 +44,8 @@ def cutmix_box(shape: tuple[int, ...], lam: float, rng: np.random.Generator) -> 
     share = math.sqrt(1 - lam)
     h, w = int(height * share), int(width * share)
     y, x = int(rng.integers(height)), int(rng.integers(width))
-    top, bottom = max(y - h // 2, 0), min(y + h // 2, height)
-    left, right = max(x - w // 2, 0), min(x + w // 2, width)
+    top, bottom = max(y - h // 2, 0), min(y + (h + 1) // 2, height)
+    left, right = max(x - w // 2, 0), min(x + (w + 1) // 2, width)
     return 1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right)
 
 

@@ -123,7 +123,7 @@ def _folder(root: Path, data: Data) -> Splits:
                 f"{root}: train/ and val/ have different classes; only in one of them: {', '.join(odd[:10])}"
             )
         return Splits(FileSource(paths, labels), FileSource(val_paths, val_labels), names)
-    if data.val_fraction is None:
+    if data.val_fraction is None or val.is_dir():
         raise UserError(
             f"{root}: expected the folders train/ and val/ with a folder per class;"
             " to split one folder of classes, set data.val_fraction (for example 0.2)"
@@ -144,7 +144,7 @@ def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     labels: list[int] = []
     empty: list[str] = []
     for label, name in enumerate(names):
-        found = sorted(str(p) for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        found = sorted(str(p) for p in (root / name).rglob("*") if _is_picture(p))
         paths += found
         labels += [label] * len(found)
         if not found:
@@ -154,6 +154,11 @@ def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
             f"{root / name}: a class folder without pictures ({', '.join(SUFFIXES)})" for name in empty[:10]
         )
     return names, paths, np.array(labels, np.int64)
+
+
+def _is_picture(path: Path) -> bool:
+    """By its ending; hidden files, such as macOS's `._name.jpg`, are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def split_by_class(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
