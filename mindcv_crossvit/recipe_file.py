@@ -71,7 +71,7 @@ def departures(path: str | Path, recipe: Recipe) -> list[str]:
     if original is None:
         return []
     found = []
-    before, after = _flat(original.to_dict()), _flat(recipe.to_dict())
+    before, after = flat(original.to_dict()), flat(recipe.to_dict())
     for key in sorted(before | after):
         old, new = before.get(key), after.get(key)
         if old != new and not key.startswith(("run.", "data.dir", "data.workers", "data.prefetch")):
@@ -80,10 +80,11 @@ def departures(path: str | Path, recipe: Recipe) -> list[str]:
     return found
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted keys of nested sections."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
