@@ -67,45 +67,15 @@ DEFAULTS = {
     "weight_decay_filter": "disable",
 }
 # Where they are, how they run: nothing of the training is lost without them.
-OF_THE_RUN = set(
-    [
-        "mode",
-        "distribute",
-        "val_while_train",
-        "log_interval",
-        "device_target",
-        "dataset",
-        "data_dir",
-        "train_split",
-        "val_split",
-        "dataset_download",
-        "shuffle",
-        "num_samples",
-        "drop_remainder",
-        "interpolation",
-        "in_channels",
-        "num_classes",
-        "pretrained",
-        "ckpt_path",
-        "resume_opt",
-        "ckpt_save_dir",
-        "ckpt_save_policy",
-        "dataset_sink_mode",
-        "val_amp_level",
-        "loss_scale",
-        "loss_scale_type",
-        "drop_overflow_update",
-        "image_resize",
-        "eval_shuffle",
-        "model",
-        "re_value",
-        "decay_epochs",
-        "decay_rate",
-        "use_nesterov",
-        "color_jitter",
-        "reduction",
-    ]
-)
+# fmt: off
+OF_THE_RUN = {
+    "mode", "distribute", "val_while_train", "log_interval", "device_target", "dataset", "data_dir", "train_split",
+    "val_split", "dataset_download", "shuffle", "num_samples", "drop_remainder", "interpolation", "in_channels",
+    "num_classes", "pretrained", "ckpt_path", "resume_opt", "ckpt_save_dir", "ckpt_save_policy", "dataset_sink_mode",
+    "val_amp_level", "loss_scale", "loss_scale_type", "drop_overflow_update", "image_resize", "eval_shuffle", "model",
+    "re_value", "decay_epochs", "decay_rate", "use_nesterov", "color_jitter", "reduction",
+}
+# fmt: on
 HANDLED = (
     set(DEFAULTS) | set(CARRIED) | OF_THE_RUN | {"ema", "num_cycles", "cycle_decay", "clip_grad", "clip_value", "loss"}
 )
