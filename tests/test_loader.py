@@ -459,3 +459,13 @@ def test_drop_path_columns_belong_to_rows_whatever_the_ranks(world, per_device):
             assert np.isnan(together[:, columns]).all()
             together[:, columns] = drop_path_scale(3, update, (0.2, 0.4), GLOBAL)[:, columns]
     np.testing.assert_array_equal(together, scale)
+
+
+def test_too_little_shared_memory_is_said_beforehand(monkeypatch):
+    from types import SimpleNamespace
+
+    from mindcv_crossvit.data import loader
+
+    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(UserError, match=r"need .* GB of shared memory, /dev/shm has 0\.00 GB: lower data\.workers"):
+        Loader({"numbers": NumberView()}, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from math import prod
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -20,6 +22,8 @@ from ..errors import UserError
 from ..process import die_with_parent
 from .images import BadImage
 from .views import Arrays, Job, View
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class Batch(NamedTuple):
@@ -41,6 +45,8 @@ class Loader:
     def __init__(self, views: Mapping[str, View], workers: int, prefetch: int = 2):
         self.views, self.waited = dict(views), 0.0
         slots = workers * prefetch + 1 if workers else 1
+        if workers:
+            _check_room(sum(_slot_bytes(view.shapes()) for view in views.values()) * slots)
         self._memory = {name: _Memory(view.shapes(), slots) for name, view in views.items()} if workers else {}
         self._pool = None
         if workers:
@@ -107,12 +113,28 @@ class Loader:
         self.close()
 
 
+def _slot_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
+    return sum(4 * prod(shape) for shape in shapes.values())
+
+
+def _check_room(needed: int) -> None:
+    """Shared memory that is promised and not there ends a process with a bus error, much later."""
+    if not SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    if needed > free:
+        raise UserError(
+            f"batches ahead need {needed / 1e9:.2f} GB of shared memory, {SHARED_MEMORY} has {free / 1e9:.2f} GB:"
+            " lower data.workers or data.prefetch, or enlarge it (containers: --shm-size)"
+        )
+
+
 class _Memory:
     """Slots for batches in one block of shared memory."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], slots: int, name: str | None = None):
         self.shapes, self.slots, self._owner = shapes, slots, name is None
-        self._slot_bytes = sum(4 * prod(shape) for shape in shapes.values())
+        self._slot_bytes = _slot_bytes(shapes)
         self._block = SharedMemory(name, create=name is None, size=0 if name else max(self._slot_bytes * slots, 1))
         self.name = self._block.name
 
