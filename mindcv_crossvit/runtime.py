@@ -60,6 +60,13 @@ def device_target() -> str:
     return ms.get_context("device_target")
 
 
+def seed_everything(seed: int) -> None:
+    """Seeds MindSpore's own generators; only models that are not ours draw from them."""
+    import mindspore as ms
+
+    ms.set_seed(seed)
+
+
 @dataclass(frozen=True)
 class Runtime:
     """This process's place in the run."""

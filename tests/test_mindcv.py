@@ -22,8 +22,19 @@ def test_a_model_of_mindcvs_zoo_takes_the_same_step():
 
     step, _ = step_of(create_model("mindcv/squeezenet1_0", 4))
     micro = Micro(rules.picture((2, 3, 64, 64)), np.eye(4, dtype=np.float32)[:2], np.zeros((0, 2)))
-    losses = [step.apply(micro, step.optimizer.scalars(1e-3, k + 1)).loss for k in range(3)]
-    assert losses[-1] < losses[0]
+    before = [p.asnumpy().copy() for p in step.optimizer.parameters]
+    assert np.isfinite(step.apply(micro, step.optimizer.scalars(1e-3, 1)).loss)
+    moves = [np.abs(p.asnumpy() - b).max() for p, b in zip(step.optimizer.parameters, before, strict=True)]
+    assert np.mean(np.array(moves) > 9e-4) > 0.9 and max(moves) < 1.2e-3  # AdamW's first update is lr, or decay alone
+
+
+def test_fresh_weights_of_mindcvs_models_follow_the_seed():
+    values = []
+    for seed in (1, 1, 2):
+        model = create_model("mindcv/squeezenet1_0", 4, seed=seed)
+        values.append(np.concatenate([p.asnumpy().reshape(-1) for p in model.trainable_params()]))
+    np.testing.assert_array_equal(values[0], values[1])
+    assert np.abs(values[0] - values[2]).max() > 1e-3
 
 
 def test_mindcv_builds_our_models_under_names_that_do_not_clash():

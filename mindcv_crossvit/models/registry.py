@@ -8,6 +8,7 @@ from typing import Any
 from mindspore import amp, nn
 
 from ..ops import choose
+from ..runtime import seed_everything
 from . import catalog
 from .crossvit import CrossViT
 from .crossvit_config import FIELDS, VARIANTS
@@ -35,6 +36,7 @@ def create_model(
     """
     name = catalog.resolve(name)
     if name.startswith(catalog.MINDCV_PREFIX):
+        seed_everything(seed)
         model = _create_mindcv(name[len(catalog.MINDCV_PREFIX) :], num_classes, drop_path_rate, overrides)
         return model if precision == "O0" else amp.auto_mixed_precision(model, precision)
     if not (isinstance(num_classes, int) and num_classes >= 1):
