@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,26 @@ def test_parameter_names_are_the_official_ones():
     assert {"norm.0.weight", "norm.1.bias", "head.0.weight", "patch_embed.0.proj.weight"} <= names
     dagger = {p.name for p in create_model("crossvit_9_dagger").get_parameters()}
     assert {f"patch_embed.{i}.proj.{k}.{n}" for i in (0, 1) for k in (0, 2, 4) for n in ("weight", "bias")} <= dagger
+
+
+def test_one_stacked_cross_attention_is_the_bare_one_under_another_name():
+    from mindspore import Tensor
+
+    models = [create_model("crossvit_9", 5, **{**TINY, "depth": ((1, 1, count),)}) for count in (0, 1, 2)]
+    bare, one, two = ({p.name: p for p in model.get_parameters()} for model in models)
+    rules.fill(models[0])
+    rules.fill(models[2])
+    for name, parameter in bare.items():
+        stacked = re.sub(r"fusion\.(\d)\.", r"fusion.\1.0.", name)
+        one[stacked].set_data(parameter)
+        two[stacked].set_data(parameter)
+    logits = []
+    for model in models:
+        model.set_train(False)
+        logits.append(model(Tensor(rules.picture((2, 3, 16, 16)))).asnumpy())
+    np.testing.assert_allclose(logits[1], logits[0], rtol=0, atol=1e-6)
+    assert np.abs(logits[2] - logits[0]).max() > 1e-3
+    assert "blocks.0.fusion.1.1.attn.wv.weight" in two
 
 
 def test_an_unknown_name_or_argument_suggests_the_nearest():

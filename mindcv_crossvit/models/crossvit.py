@@ -65,6 +65,7 @@ class MultiScaleBlock(nn.Cell):
         super().__init__()
         dims, heads, self.tokens = config.embed_dim, config.num_heads, config.tokens
         self.dims = dims
+        self.stacked = triple[2] > 0
         self.blocks = nn.CellList(
             [
                 nn.CellList(
@@ -117,12 +118,11 @@ class MultiScaleBlock(nn.Cell):
     def _fuse(self, i, cls_bc, other_patches_bpc, drop_scale):
         """The class token of branch i, replaced by what it read in the other branch (no residual to the old one)."""
         token_bc = join(self.projs[i](cls_bc), other_patches_bpc)
-        fusion = self.fusion[i]
-        if isinstance(fusion, nn.CellList):
-            for block in fusion:
+        if self.stacked:
+            for block in self.fusion[i]:
                 token_bc = block(token_bc, drop_scale)
         else:
-            token_bc = fusion(token_bc, drop_scale)
+            token_bc = self.fusion[i](token_bc, drop_scale)
         return self.revert_projs[i](token_bc)
 
 
