@@ -205,6 +205,7 @@ def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_pa
     assert call_msrun(2, tmp_path / "c", "train.py", "-c", TINY, "--output", half, "--resume", "auto").returncode == 0
     same_run(whole, half)
     done = call("train.py", "-c", TINY, "--output", alone, "--resume", "auto")
+    assert done.returncode == 0, done.stderr
     assert "1 devices instead of 2: the same global batches" in done.stdout
     for one, two in zip(metrics(whole), metrics(alone), strict=True):
         np.testing.assert_allclose([one["update"], one.get("loss", 0)], [two["update"], two.get("loss", 0)], atol=2e-5)
