@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -39,6 +40,7 @@ class Policy:
         return INCREASING if self.increasing else PLAIN
 
 
+@cache  # asked for by every picture
 def parse_policy(text: str) -> Policy:
     """A policy from timm's string form: `rand`, then -mN, -nN, -pX, -mstdX, -mmaxN, -inc0/1 in any order.
 
