@@ -6,16 +6,14 @@ Eight cards:       msrun --bind_core=True --worker_num 8 python train.py --confi
 Only the plan:     python train.py --config configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet --dry-run
 """
 
-from pathlib import Path
-
 from mindcv_crossvit import cli, runtime
+from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.errors import DIVERGED, STOPPED, run_main
 from mindcv_crossvit.journal import Journal, choose_folder
 from mindcv_crossvit.plan import make_plan, plan_lines
 from mindcv_crossvit.recipe_file import departures
-from mindcv_crossvit.training.checkpoint import read_checkpoint
-from mindcv_crossvit.training.start import check_fits, find_checkpoint, resolve
+from mindcv_crossvit.training.start import check_fits, check_initial, find_checkpoint, read_initial
 
 
 def main() -> int:
@@ -26,14 +24,18 @@ def main() -> int:
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
-    plan = make_plan(recipe, data, world)
+    changed = departures(arguments.config, recipe)
     folder = choose_folder(recipe, resume=arguments.resume is not None)
     resumed = find_checkpoint(recipe, folder, arguments.resume)
+    initial = read_initial(arguments.init_from, data.class_names) if arguments.init_from else None
+    recipe, adapted = adapt(recipe, data, initial is not None, resumed.meta["recipe"] if resumed else None)
+    plan = make_plan(recipe, data, world)
+    if initial:
+        check_initial(initial, recipe, plan.classes)
     if resumed:
         check_fits(resumed, recipe, data.class_names)
     elif arguments.resume and runtime.launched_rank() == 0:
         print(f"no checkpoint in {folder} yet: a new run begins there")
-    initial = read_checkpoint(resolve(Path(arguments.init_from))) if arguments.init_from else None
 
     # What follows from it.
     from mindcv_crossvit import build
@@ -44,9 +46,10 @@ def main() -> int:
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
     state = build.new_state(recipe, plan)
     lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
-    lines += [("changed", text) for text in departures(arguments.config, recipe)]
+    lines += [("from data", text) for text in adapted]
+    lines += [("changed", text) for text in changed]
     for topic, text in lines:
-        journal.say(f"{topic:<8} {text}")
+        journal.say(f"{topic:<9} {text}")
     if arguments.dry_run:
         return 0
     build.begin(state, plan, resumed, initial, journal)
@@ -63,7 +66,7 @@ def main() -> int:
             return STOPPED if isinstance(error, Stopped) else DIVERGED
     if process.is_main:
         build.write_summary(journal, training, score)
-        journal.say(f"curves   {draw_curves(folder)}")
+        journal.say(f"curves    {draw_curves(folder)}")
     return 0
 
 

@@ -16,7 +16,7 @@ from .errors import UserError
 from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.crossvit_config import macs, saved_activations
+from .models.crossvit_config import CrossViTConfig, macs, saved_activations
 from .models.registry import create_model
 from .plan import Plan
 from .process import StopRequest
@@ -24,13 +24,16 @@ from .recipe import Recipe
 from .recipe_file import to_yaml
 from .runtime import Runtime
 from .training.checkpoint import Checkpoint, CheckpointFolder
-from .training.groups import decayed, make_groups
+from .training.groups import decayed, freeze, make_groups
 from .training.loop import Training
 from .training.loss_scale import LossScale
 from .training.optimizer import SGD, AdamW, GroupedOptimizer
-from .training.start import model_of
-from .training.state import State, load_model, new_average
+from .training.start import fit_initial, model_of
+from .training.state import State, new_average
 from .training.step import Options, TrainStep
+from .weights.fit import Fit
+from .weights.load import set_parameters
+from .weights.read import Weights
 
 
 def build_model(recipe: Recipe, classes: int) -> nn.Cell:
@@ -75,6 +78,8 @@ def build_loader(recipe: Recipe, views: dict[str, View]) -> Loader:
 def new_state(recipe: Recipe, plan: Plan) -> State:
     """A fresh model with the recipe's optimizer over its trainable parameters."""
     model = build_model(recipe, plan.classes)
+    if recipe.optimizer.freeze:
+        freeze(list(model.trainable_params()), recipe.optimizer.freeze)
     optimizer = build_optimizer(recipe, model)
     ema = new_average(optimizer) if recipe.ema.decay else ParameterTuple([])
     return State(model, optimizer, ema, LossScale.for_precision(recipe.run.precision))
@@ -90,25 +95,36 @@ def build_optimizer(recipe: Recipe, model: nn.Cell) -> GroupedOptimizer:
     return AdamW(groups, o.betas, o.eps, o.weight_decay)
 
 
-def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Checkpoint | None, journal: Journal) -> None:
+def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Weights | None, journal: Journal) -> None:
     """Puts the state where the run begins, and says where that is. Raises UserError when weights do not fit."""
     if resumed:
         state.restore(resumed)
         journal.forget_after(state.update)
-        journal.say(f"resumed  {resumed.path}, after update {state.update:,}")
+        journal.say(f"resumed   {resumed.path}, after update {state.update:,}")
         world = resumed.meta["world"]
         if world != plan.world:
             journal.say(
-                f"note     {plan.world} devices instead of {world}: the same global batches in the same order, each"
+                f"note      {plan.world} devices instead of {world}: the same global batches in the same order, each"
                 f" device has {plan.per_device} pictures x {plan.accumulation}; results agree to rounding, not bitwise"
             )
         return
     journal.forget_after(0)  # of a run that ended before its first checkpoint
     if initial:
-        load_model(state.model, initial)
+        fitted = fit_model(state.model, initial)
+        for topic, text in fitted.report.lines():
+            journal.say(f"{topic:<9} {text}")
         if state.ema:
             state.ema = new_average(state.optimizer)
-        journal.say(f"weights  from {initial.path}")
+
+
+def fit_model(model: nn.Cell, weights: Weights) -> Fit:
+    """Loads initial weights into a model. Raises UserError when they do not fit."""
+    parameters = {p.name: p for p in model.get_parameters()}
+    config = getattr(model, "config", None)
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    fitted = fit_initial(weights, shapes, config.numerics if isinstance(config, CrossViTConfig) else None)
+    set_parameters(parameters, fitted.tensors)
+    return fitted
 
 
 def build_training(
@@ -177,7 +193,7 @@ def write_folder(
 ) -> None:
     """The files a run folder begins with: recipe as run, plan, manifest."""
     journal.write("recipe.yaml", to_yaml(recipe))
-    journal.write("plan.txt", "".join(f"{topic:<8} {text}\n" for topic, text in lines))
+    journal.write("plan.txt", "".join(f"{topic:<9} {text}\n" for topic, text in lines))
     counts = {"train": len(data.train), "val": len(data.val)}
     facts = manifest(runtime.device, runtime.world, counts, data.class_names)
     journal.write("manifest.json", json.dumps(facts, indent=2) + "\n")

@@ -32,6 +32,7 @@ class Plan:
     classes: int
     steps_per_epoch: int
     total_steps: int
+    data_note: str
     notes: tuple[str, ...]
 
 
@@ -64,6 +65,7 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         classes=classes,
         steps_per_epoch=steps,
         total_steps=steps * recipe.schedule.epochs,
+        data_note=data.note,
         notes=tuple(notes),
     )
 
@@ -106,7 +108,8 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
     lines = [
         (
             "data",
-            f"{plan.train_images:,} training and {plan.val_images:,} validation pictures, {plan.classes:,} classes",
+            f"{plan.train_images:,} training and {plan.val_images:,} validation pictures, {plan.classes:,} classes"
+            + (f" ({plan.data_note})" if plan.data_note else ""),
         ),
         (
             "batch",

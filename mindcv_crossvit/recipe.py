@@ -7,7 +7,7 @@ from typing import Any
 
 from .models import catalog
 from .models.crossvit_config import VARIANTS, CrossViTConfig
-from .settings import meaning, setting
+from .settings import internal, meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -21,7 +21,12 @@ class Model:
     name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
     drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
     num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1)
-    img_size: tuple[int, int] | None = setting(None, "pixels of the small and the large branch", at_least=1)
+    img_size: tuple[int, int] | None = setting(
+        None,
+        "pixels of the small and the large branch; null: the variant's",
+        auto="the variant's, or smaller where the pictures are",
+        at_least=1,
+    )
     patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1)
     embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1)
     depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0)
@@ -57,6 +62,7 @@ class Data:
         None, "share held out for validation when a folder has no train/ and val/", above=0, below=1
     )
     split_seed: int = setting(0, "seed of that split", at_least=0)
+    classes: tuple[str, ...] | None = setting(None, "only the pictures of these classes, in this order; null for all")
     mean: tuple[float, float, float] = setting(IMAGENET_MEAN, "subtracted per channel, of pixels in 0 to 1")
     std: tuple[float, float, float] = setting(IMAGENET_STD, "then divided by", above=0)
     workers: int = setting(
@@ -120,7 +126,12 @@ class Loss:
 class Batch:
     """The global batch is the recipe's; what a device gets follows from the number of devices."""
 
-    global_batch: int = setting(4096, "pictures per update, over all devices", at_least=1)
+    global_batch: int = setting(
+        4096,
+        "pictures per update, over all devices",
+        auto="a power of two from 8 to 64, near a 25th of the training pictures",
+        at_least=1,
+    )
     largest_per_device: int = setting(256, "pictures a device holds at once; lower it when memory runs out", at_least=1)
 
 
@@ -129,7 +140,12 @@ class Optimizer:
     """AdamW or SGD with momentum, in PyTorch's form."""
 
     name: str = setting("adamw", "update rule", choices=("adamw", "sgd"))
-    lr: float = setting(5e-4, "reference learning rate, at lr_batch pictures per update", above=0)
+    lr: float = setting(
+        5e-4,
+        "reference learning rate, at lr_batch pictures per update",
+        auto="from the update rule, and whether weights are given (--init-from)",
+        above=0,
+    )
     lr_batch: int = setting(512, "global batch the reference rate belongs to", at_least=1)
     lr_scaling: str = setting("linear", "how lr follows the global batch", choices=("linear", "sqrt", "none"))
     betas: tuple[float, float] = setting((0.9, 0.999), "adamw: decay of the moments per update", at_least=0, below=1)
@@ -145,6 +161,9 @@ class Optimizer:
     layer_decay: float = setting(
         1.0, "each earlier encoder learns this many times slower; 1 for none", above=0, at_most=1
     )
+    freeze: tuple[str, ...] = setting(
+        (), "parameters that stay as they are, as patterns of names: patch_embed.*, blocks.0.*"
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +171,11 @@ class Ema:
     """An exponential moving average of the weights, scored beside them."""
 
     decay: float | None = setting(
-        None, "share that stays per update, e.g. 0.9999; null for no average", above=0, below=1
+        None,
+        "share that stays per update, e.g. 0.9999; null for no average",
+        auto="1 - 10 / updates of the run: the average reaches back over a tenth of it",
+        above=0,
+        below=1,
     )
     warmup: bool = setting(True, "begin with small shares: min(decay, (1 + updates) / (10 + updates))")
 
@@ -161,8 +184,10 @@ class Ema:
 class Schedule:
     """Linear warm-up, then cosine."""
 
-    epochs: int = setting(300, "passes over the training set", at_least=1)
-    warmup_epochs: float = setting(30.0, "epochs of linear warm-up", at_least=0)
+    epochs: int = setting(
+        300, "passes over the training set", auto="as many as give 500 updates, from 5 to 100", at_least=1
+    )
+    warmup_epochs: float = setting(30.0, "epochs of linear warm-up", auto="a tenth of the epochs", at_least=0)
     warmup_lr: float = setting(1e-6, "learning rate at the start; not scaled with the batch", at_least=0)
     min_lr: float = setting(1e-5, "learning rate at the end; not scaled with the batch", at_least=0)
     stepping: str = setting(
@@ -222,10 +247,16 @@ class Recipe:
     evaluate: Evaluate
     checkpoint: Checkpoint
     run: Run
+    auto: tuple[str, ...] = internal(())
+    """Keys whose value is still `auto`; see adapt."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they would stand in a YAML file."""
-        return _plain(asdict(self))
+        values = _plain(asdict(self))
+        for key in values.pop("auto"):
+            section, name = key.split(".")
+            values[section][name] = "auto"
+        return values
 
 
 def _plain(value: Any) -> Any:

@@ -6,13 +6,14 @@ Nothing here imports MindSpore: a wrong key is answered in a tenth of a second. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .data.rand_augment import parse_policy
 from .errors import UserError, nearest
 from .recipe import Model, Recipe
-from .settings import fill
+from .settings import auto_keys, fill
 
 COST = "; CrossViT's first author lost about 3 points with batch 512 or 10 warm-up epochs (facebookresearch/deit#63)"
 
@@ -42,6 +43,8 @@ def parse_recipe(values: Any, problems: list[str]) -> Recipe | None:
     before = len(problems)
     recipe = fill(Recipe, values, problems)
     if recipe is not None:
+        said = flat(values)
+        recipe = replace(recipe, auto=tuple(key for key in auto_keys(Recipe) if said.get(key) == "auto"))
         problems.extend(_contradictions(recipe))
     return recipe if len(problems) == before else None
 
@@ -138,7 +141,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
     affine = recipe.augment.affine
     if affine and affine.scale[0] > affine.scale[1]:
         found.append(f"augment.affine.scale: expected the smaller value first, got {list(affine.scale)}")
-    if recipe.schedule.warmup_epochs > recipe.schedule.epochs:
+    left_open = {"schedule.epochs", "schedule.warmup_epochs"} & set(recipe.auto)
+    if recipe.schedule.warmup_epochs > recipe.schedule.epochs and not left_open:
         found.append(
             f"schedule.warmup_epochs: expected at most schedule.epochs ({recipe.schedule.epochs}),"
             f" got {recipe.schedule.warmup_epochs:g}"

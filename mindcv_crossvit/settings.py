@@ -64,9 +64,34 @@ def meaning(doc: str, **limits: Any) -> dict[str, Any]:
     return {"doc": doc, "limits": Limits(**limits)}
 
 
-def setting(default: Any, doc: str, **limits: Any) -> Any:
-    """A dataclass field with a default, a meaning and limits."""
-    return field(default=default, metadata=meaning(doc, **limits))
+def setting(default: Any, doc: str, *, auto: str = "", **limits: Any) -> Any:
+    """A dataclass field with a default, a meaning and limits.
+
+    auto: how the word `auto` is answered from the data, for settings that may be left to it; see adapt.
+    """
+    return field(default=default, metadata={**meaning(doc, **limits), "auto": auto})
+
+
+def internal(default: Any) -> Any:
+    """A dataclass field that is not a setting."""
+    return field(default=default, metadata={"internal": True})
+
+
+def settings_of(cls: Any) -> list[Field[Any]]:
+    """The fields a user may set."""
+    return [f for f in fields(cls) if not f.metadata.get("internal")]
+
+
+def auto_keys(cls: Any, where: str = "") -> list[str]:
+    """Dotted keys of the settings that may be `auto`."""
+    found, types_by_name = [], typing.get_type_hints(cls)
+    for info in settings_of(cls):
+        section = section_type(types_by_name[info.name])
+        if section:
+            found += auto_keys(section, _join(where, info.name))
+        elif info.metadata.get("auto"):
+            found.append(_join(where, info.name))
+    return found
 
 
 def fill(cls: type[T], values: Any, problems: list[str], where: str = "") -> T | None:
@@ -79,7 +104,7 @@ def fill(cls: type[T], values: Any, problems: list[str], where: str = "") -> T |
         return None
     before = len(problems)
     types_by_name = typing.get_type_hints(cls)
-    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    known = {f.name: f for f in settings_of(cls)}
     for key in values:
         if key not in known:
             problems.append(f"unknown key {_join(where, key)}; {nearest(key, known)}")
@@ -100,11 +125,13 @@ def _value(info: Field[Any], kind: Any, values: Mapping[str, Any], problems: lis
     given = values[info.name]
     if section:
         return None if given is None and _optional(kind) else fill(section, given, problems, key)
-    limits: Limits = info.metadata["limits"]
+    auto, limits = info.metadata.get("auto"), info.metadata["limits"]
+    if auto and given == "auto":
+        return info.default
     ok, value = convert(given, kind)
     if ok and limits.allows(value):
         return value
-    expected = describe(kind, limits)
+    expected = describe(kind, limits) + (" or auto" if auto else "")
     hint = f"; {nearest(given, limits.choices)}" if limits.choices and isinstance(given, str) else ""
     problems.append(f"{key}: expected {expected}, got {given!r}{hint}")
     return None

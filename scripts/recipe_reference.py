@@ -5,14 +5,14 @@ python scripts/recipe_reference.py
 
 import sys
 import typing
-from dataclasses import MISSING, fields
+from dataclasses import MISSING
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mindcv_crossvit.recipe import Recipe
-from mindcv_crossvit.settings import describe, section_type
+from mindcv_crossvit.settings import describe, section_type, settings_of
 
 HEAD = """# Recipes
 
@@ -30,7 +30,7 @@ def page() -> str:
 def sections(kind: type, prefix: str) -> list[str]:
     """A table for this section's own keys, then those of the sections in it."""
     types, rows, inner = typing.get_type_hints(kind), [], []
-    for info in fields(kind):  # type: ignore[arg-type]
+    for info in settings_of(kind):
         key, section = f"{prefix}{info.name}", section_type(types[info.name])
         if section:
             inner += sections(section, f"{key}.")
@@ -44,6 +44,8 @@ def sections(kind: type, prefix: str) -> list[str]:
 def row(key: str, info, kind, section) -> str:
     """One line of a table."""
     values = "a section, or null" if section else describe(kind, info.metadata["limits"])
+    if info.metadata.get("auto"):
+        values += f", or auto: {info.metadata['auto']}"
     default = "required" if info.default is MISSING else shown(info.default)
     return f"| `{key}` | {info.metadata['doc']} | {values} | {default} |\n"
 

@@ -42,6 +42,8 @@ class Splits(NamedTuple):
     train: Source
     val: Source
     class_names: tuple[str, ...]
+    note: str = ""
+    """How the two parts were found, where the data does not say it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,22 @@ class EncodedSource:
 
 
 @dataclass(frozen=True)
+class Subset:
+    """Some pictures of another source, with labels of their own."""
+
+    source: Source
+    indices: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> Image.Image:
+        """See Source."""
+        return self.source.read(int(self.indices[index]))
+
+
+@dataclass(frozen=True)
 class PixelSource:
     """Raw pixels in memory, [N, H, W, 3] uint8."""
 
@@ -97,6 +115,11 @@ class PixelSource:
 
 def open_data(data: Data) -> Splits:
     """Opens the data set of a recipe; only names and labels are read. Raises UserError with what is missing."""
+    splits = _open(data)
+    return splits if data.classes is None else _only(splits, data.classes)
+
+
+def _open(data: Data) -> Splits:
     if data.source == "digits":
         return _digits()
     if data.dir is None:
@@ -105,6 +128,26 @@ def open_data(data: Data) -> Splits:
     if not root.is_dir():
         raise UserError(f"data.dir: no folder {root}{_near_folder(root)}")
     return _folder(root, data) if data.source == "folder" else _cifar(root, data.source)
+
+
+def _only(splits: Splits, names: tuple[str, ...]) -> Splits:
+    """The pictures of some classes, labelled by their place in `names`."""
+    problems = [
+        f"data.classes: no class {n!r}; {nearest(n, splits.class_names)}" for n in names if n not in splits.class_names
+    ]
+    if not names or len(set(names)) < len(names):
+        problems.append(f"data.classes: expected different class names, got {list(names)}")
+    if problems:
+        raise UserError(problems)
+    place = np.full(len(splits.class_names), -1)
+    place[[splits.class_names.index(n) for n in names]] = np.arange(len(names))
+
+    def part(source: Source) -> Subset:
+        indices = np.flatnonzero(place[source.labels] >= 0)
+        return Subset(source, indices, place[source.labels[indices]])
+
+    note = f"{len(names)} of {len(splits.class_names)} classes"
+    return Splits(part(splits.train), part(splits.val), names, "; ".join(filter(None, (splits.note, note))))
 
 
 def _near_folder(root: Path) -> str:
@@ -132,7 +175,8 @@ def _folder(root: Path, data: Data) -> Splits:
     held_out = split_by_class(labels, data.val_fraction, data.split_seed)
     parts = [np.flatnonzero(~held_out), np.flatnonzero(held_out)]
     train_part, val_part = (FileSource([paths[i] for i in part], labels[part]) for part in parts)
-    return Splits(train_part, val_part, names)
+    note = f"{data.val_fraction:.0%} of each class held out for validation, seed {data.split_seed}"
+    return Splits(train_part, val_part, names, note)
 
 
 def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:

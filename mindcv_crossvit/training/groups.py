@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from mindspore import Parameter
+
+from ..errors import UserError, nearest
 
 
 class Group(NamedTuple):
@@ -26,6 +29,21 @@ def decayed(parameters: Sequence[Parameter], rule: str) -> list[bool]:
     """
     exempt = ("cls_token", "pos_embed") if rule == "timm" else ()
     return [p.ndim > 1 and not p.name.endswith(".bias") and not p.name.startswith(exempt) for p in parameters]
+
+
+def freeze(parameters: Sequence[Parameter], patterns: Sequence[str]) -> None:
+    """Takes the parameters whose names match a pattern (`blocks.0.*`) out of training.
+
+    Raises UserError for a pattern that matches none, and when nothing is left to train.
+    """
+    names = [p.name for p in parameters]
+    unmatched = [pattern for pattern in patterns if not any(fnmatchcase(n, pattern) for n in names)]
+    if unmatched:
+        raise UserError(f"optimizer.freeze: {p!r} matches no parameter; {nearest(p, names)}" for p in unmatched)
+    for parameter in parameters:
+        parameter.requires_grad = not any(fnmatchcase(parameter.name, pattern) for pattern in patterns)
+    if not any(p.requires_grad for p in parameters):
+        raise UserError(f"optimizer.freeze: {', '.join(patterns)} leave nothing to train")
 
 
 def layer_of(name: str, encoders: int) -> int:

@@ -6,12 +6,17 @@ fresh weights.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..models import catalog
+from ..models.shapes import parameter_shapes
 from ..recipe import Recipe
+from ..weights.fit import Fit, fit, is_head
+from ..weights.read import Weights, read_weights
 from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, read_checkpoint
 
 
@@ -41,6 +46,32 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, class_names: tuple[str, .
         problems.append(_class_difference(theirs, class_names))
     if problems:
         raise UserError(f"{checkpoint.path}: {problem}" for problem in problems)
+
+
+def read_initial(path: str, class_names: tuple[str, ...]) -> Weights:
+    """The weights a new run begins with (--init-from), from a file of any known kind or a run folder.
+
+    The heads of a checkpoint of this suite are left out where its classes are others. Raises UserError.
+    """
+    weights = read_weights(resolve(Path(path)))
+    theirs = tuple(weights.meta["class_names"]) if weights.meta else class_names
+    if theirs == class_names:
+        return weights
+    note = f"its heads are for {len(theirs)} other classes ({', '.join(theirs[:3])}, ...)"
+    tensors = {n: t for n, t in weights.tensors.items() if not is_head(n)}
+    return replace(weights, tensors=tensors, notes=(*weights.notes, note))
+
+
+def check_initial(weights: Weights, recipe: Recipe, classes: int) -> None:
+    """Whether initial weights fit the recipe's model, where its shapes are known without MindSpore. Raises UserError."""
+    config = recipe.model.config()
+    if config:
+        fit_initial(weights, parameter_shapes(config, classes), config.numerics)
+
+
+def fit_initial(weights: Weights, shapes: Mapping[str, tuple[int, ...]], numerics: str | None) -> Fit:
+    """Initial weights as a model takes them: positions resized, heads of another class count fresh. Raises UserError."""
+    return fit(weights, shapes, numerics, new_head=True)
 
 
 def model_of(recipe: Recipe) -> dict[str, Any]:

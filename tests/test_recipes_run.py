@@ -1,0 +1,105 @@
+"""Every shipped recipe, loaded, planned and stepped twice through train.py, with a small model and a few pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mindcv_crossvit.models.shapes import parameter_shapes
+from mindcv_crossvit.recipe import Recipe
+from mindcv_crossvit.recipe_file import load_recipe
+from mindcv_crossvit.weights.read import read_weights
+
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> dict[str, Path]:
+    """By kind of source, a folder with pictures of it; 24 for training, 6 or more for validation."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 3)):
+        for name in ("cat", "dog"):
+            (root / "folder" / split / name).mkdir(parents=True)
+            for k in range(count):
+                pixels = rng.integers(0, 256, (48, 56, 3), np.uint8)
+                Image.fromarray(pixels).save(root / "folder" / split / name / f"{k}.png")
+    ten, hundred = root / "cifar10", root / "cifar100"
+    ten.mkdir()
+    hundred.mkdir()
+    (ten / "batches.meta.txt").write_text("\n".join(f"class{k}" for k in range(10)))
+    (hundred / "fine_label_names.txt").write_text("\n".join(f"class{k}" for k in range(100)))
+    for file in (*(ten / f"data_batch_{k}.bin" for k in range(1, 6)), ten / "test_batch.bin"):
+        rng.integers(0, 10, (6, 3073), np.uint8).tofile(file)
+    for file in (hundred / "train.bin", hundred / "test.bin"):
+        rng.integers(0, 20, (24, 3074), np.uint8).tofile(file)
+    return {"folder": root / "folder", "cifar10": ten, "cifar100": hundred}
+
+
+def reduced(recipe: Recipe) -> list[str]:
+    """Changes that make a recipe's model, batch and run small and leave the rest as it is."""
+    model = ["patch_size=[12,16]", "img_size=[24,32]"] if recipe.model.name.find("dagger") > 0 else ["img_size=[12,16]"]
+    if recipe.model.patch_size:
+        model = [f"img_size=[{2 * recipe.model.patch_size[0]},{2 * recipe.model.patch_size[1]}]"]
+    changes = [f"model.{change}" for change in (*model, *SMALL)]
+    changes += ["batch.global_batch=8", "batch.largest_per_device=4", "mix.group=4"]
+    changes += ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.workers=0", "evaluate.batch=100"]
+    return changes
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_each_recipe_is_planned_and_stepped(path, pictures, tmp_path, monkeypatch, capsys, graph_mode):
+    import train
+
+    recipe = load_recipe(path)
+    changes = reduced(recipe)
+    arguments = ["--config", path, "--output", tmp_path / "run", "--distribute", "False"]
+    if recipe.data.source == "digits":
+        changes += ['data.classes=["0","1"]', "batch.global_batch=128", "batch.largest_per_device=64"]
+    else:
+        arguments += ["--data_dir", pictures[recipe.data.source]]
+    if "--init-from" in path.read_text():
+        arguments += ["--init-from", weights_of_another_size(load_recipe(path, changes), tmp_path)]
+    for change in changes:
+        arguments += ["--set", change]
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    assert train.main() == 0, capsys.readouterr().out
+
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert len(losses) >= 2 and all(math.isfinite(loss) for loss in losses)
+    assert any("val_top1" in line for line in lines)
+    run = load_recipe(tmp_path / "run" / "recipe.yaml")
+    assert not run.auto
+    kept = {f.name for f in fields(Recipe)} - {"auto", "model", "data", "batch", "schedule", "evaluate", "run"}
+    for section in kept - {"mix", "optimizer", "ema"}:
+        assert getattr(run, section) == getattr(recipe, section)
+    assert run.optimizer.name == recipe.optimizer.name and (run.ema.decay is None) == (
+        recipe.ema.decay is None and "ema.decay" not in recipe.auto
+    )
+    said = capsys.readouterr().out
+    assert "resized" in said or "--init-from" not in path.read_text()
+
+
+def weights_of_another_size(recipe: Recipe, folder: Path) -> Path:
+    """The recipe's model for 1,000 classes and pictures of twice the side, in a file with official names."""
+    from safetensors.numpy import save_file
+
+    small = recipe.model.config()
+    assert small is not None
+    large = small.with_overrides({"img_size": [2 * s for s in small.img_size]})
+    rng = np.random.default_rng(1)
+    path = folder / "weights.safetensors"
+    shapes = parameter_shapes(large, 1000)
+    save_file({n: rng.normal(0, 0.02, s).astype(np.float32) for n, s in shapes.items()}, path)
+    assert read_weights(path).kind == "official"
+    return path
