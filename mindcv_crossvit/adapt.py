@@ -1,4 +1,4 @@
-"""The settings a recipe leaves to the data (`auto`), answered one after the other, each with the sentence the plan shows.
+"""The settings a recipe leaves to the data (`auto`), answered in order, each with the sentence the plan shows.
 
 The rules are this suite's own, made for a few hundred to some ten thousand pictures; any of them is overruled by
 writing a value. 500 updates for a small set are what "Big Transfer" (arXiv 1912.11370, section 3.3) found to be enough.
@@ -73,9 +73,7 @@ def _img_size(recipe: Recipe, data: Splits, pretrained: bool) -> tuple[Any, str]
         return config.img_size, f"the variant's; {seen}"
     wanted = max(side, SMALLEST_SIDE)
     ratio = config.img_size[1] / config.img_size[0]
-    small, large = (
-        max(round(s / p), 1) * p for s, p in zip((wanted, wanted * ratio), config.patch_size, strict=True)
-    )
+    small, large = (max(round(s / p), 1) * p for s, p in zip((wanted, wanted * ratio), config.patch_size, strict=True))
     return (small, large), f"{seen}; position embeddings of given weights are resized"
 
 

@@ -54,6 +54,28 @@ def draw_curves(folder: Path) -> Path:
     return path
 
 
+def draw_comparison(runs: dict[str, list[Path]], path: Path) -> None:
+    """Writes a picture of the validation error over updates, a colour per name and a line per run."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    for k, (name, folders) in enumerate(runs.items()):
+        for folder in folders:
+            scores = [line for line in read_metrics(folder) if "val_top1" in line]
+            label = name if folder == folders[0] else None
+            errors = [100 - s["val_top1"] for s in scores]
+            axes.plot([s["update"] for s in scores], errors, color=f"C{k}", lw=1.2, alpha=0.8, label=label)
+    axes.set(xlabel="update", ylabel="validation error, %", yscale="symlog")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def score_facts(scores: dict[str, Score], checkpoint: Checkpoint) -> dict[str, Any]:
     """The scores of a checkpoint's weights (`model`) and of their moving average (`ema`, if any) as plain values."""
     raw = scores["model"]

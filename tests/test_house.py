@@ -24,6 +24,7 @@ ROOMS = [
     "recipe",
     "recipe_file",
     "data",
+    "adapt",
     "plan",
     "runtime",
     "ops",

@@ -39,12 +39,12 @@ def test_a_minimal_recipe_has_the_papers_values(tmp_path):
     [
         ("optimizer: {weight_dcay: 0.1}", "unknown key optimizer.weight_dcay; did you mean weight_decay?"),
         ("optimzer: {lr: 0.1}", "unknown key optimzer; did you mean optimizer?"),
-        ("schedule: {epochs: ten}", "schedule.epochs: expected a whole number from 1, got 'ten'"),
-        ("schedule: {epochs: 1.5}", "schedule.epochs: expected a whole number from 1, got 1.5"),
-        ("schedule: {epochs: true}", "schedule.epochs: expected a whole number from 1, got True"),
-        ("schedule: {epochs: 0}", "schedule.epochs: expected a whole number from 1, got 0"),
-        ("optimizer: {lr: -1}", "optimizer.lr: expected a number above 0, got -1"),
-        ("optimizer: {lr: .nan}", "optimizer.lr: expected a number above 0, got nan"),
+        ("schedule: {epochs: ten}", "schedule.epochs: expected a whole number from 1 or auto, got 'ten'"),
+        ("schedule: {epochs: 1.5}", "schedule.epochs: expected a whole number from 1 or auto, got 1.5"),
+        ("schedule: {epochs: true}", "schedule.epochs: expected a whole number from 1 or auto, got True"),
+        ("schedule: {epochs: 0}", "schedule.epochs: expected a whole number from 1 or auto, got 0"),
+        ("optimizer: {lr: -1}", "optimizer.lr: expected a number above 0 or auto, got -1"),
+        ("optimizer: {lr: .nan}", "optimizer.lr: expected a number above 0 or auto, got nan"),
         ("optimizer: {betas: [0.9]}", "optimizer.betas: expected a list of 2, each a number from 0 below 1, got [0.9]"),
         ("loss: {label_smoothing: 1}", "loss.label_smoothing: expected a number from 0 below 1, got 1"),
         (

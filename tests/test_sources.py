@@ -244,3 +244,25 @@ def test_the_digits_are_scikit_learns_split_as_it_splits():
             pixels = np.asarray(source.read(k))
             assert pixels.shape == (8, 8, 3) and (pixels == pixels[:, :, :1]).all()
             np.testing.assert_array_equal(np.rint(pixels[:, :, 0] * (16 / 255)), images[k])
+
+
+def test_chosen_classes_are_labelled_by_their_place():
+    whole = open_data(Data(source="digits"))
+    some = open_data(Data(source="digits", classes=("7", "2")))
+    assert some.class_names == ("7", "2") and "2 of 10 classes" in some.note
+    for part, all_of_it in ((some.train, whole.train), (some.val, whole.val)):
+        kept = np.flatnonzero(np.isin(all_of_it.labels, (2, 7)))
+        assert part.labels.tolist() == [{7: 0, 2: 1}[k] for k in all_of_it.labels[kept]]
+        assert part.read(3).tobytes() == all_of_it.read(int(kept[3])).tobytes()
+
+
+@pytest.mark.parametrize(
+    "names, expected", [(("1", "ten"), "no class 'ten'; known are 0, 1, 2"), (("1", "1"), "different"), ((), "different")]
+)
+def test_classes_that_are_not_there_are_refused(names, expected):
+    assert expected in problem(Data(source="digits", classes=names))
+
+
+def test_the_note_says_how_a_folder_was_split(tmp_path):
+    write_classes(tmp_path, {"a": 10, "b": 10})
+    assert folder(tmp_path, 0.2, 3).note == "20% of each class held out for validation, seed 3"

@@ -55,6 +55,21 @@ def test_adamw_is_pytorchs():
             np.testing.assert_allclose(value, np.ravel(expected), rtol=0, atol=2e-6)
 
 
+def test_frozen_parameters_are_not_trained_and_unknown_patterns_are_refused():
+    from mindcv_crossvit.errors import UserError
+    from mindcv_crossvit.training.groups import freeze
+
+    model = create_model("crossvit_9", 3, img_size=(12, 16), embed_dim=(8, 16), depth=[[1, 1, 0]], num_heads=(2, 2))
+    parameters = list(model.trainable_params())
+    freeze(parameters, ["patch_embed.*", "blocks.0.blocks.1.*"])
+    frozen = {p.name for p in parameters} - {p.name for p in model.trainable_params()}
+    assert frozen == {n for n in (p.name for p in parameters) if n.startswith(("patch_embed.", "blocks.0.blocks.1."))}
+    with pytest.raises(UserError, match=r"optimizer.freeze: 'pach_embed.\*' matches no parameter; did you mean patch_embed\?"):
+        freeze(parameters, ["pach_embed.*", "head.*"])
+    with pytest.raises(UserError, match="nothing to train"):
+        freeze(parameters, ["*"])
+
+
 @pytest.mark.parametrize("rule, counts", [("official", (92, 176)), ("timm", (88, 180))])
 def test_decay_groups_have_the_known_sizes(rule, counts):
     from mindcv_crossvit.training.groups import decayed

@@ -39,7 +39,10 @@ def freeze(parameters: Sequence[Parameter], patterns: Sequence[str]) -> None:
     names = [p.name for p in parameters]
     unmatched = [pattern for pattern in patterns if not any(fnmatchcase(n, pattern) for n in names)]
     if unmatched:
-        raise UserError(f"optimizer.freeze: {p!r} matches no parameter; {nearest(p, names)}" for p in unmatched)
+        parts = {name[: dot.start()] for name in names for dot in re.finditer(r"\.|$", name)}
+        raise UserError(
+            f"optimizer.freeze: {p!r} matches no parameter; {nearest(p.rstrip('.*'), sorted(parts))}" for p in unmatched
+        )
     for parameter in parameters:
         parameter.requires_grad = not any(fnmatchcase(parameter.name, pattern) for pattern in patterns)
     if not any(p.requires_grad for p in parameters):

@@ -63,14 +63,14 @@ def read_initial(path: str, class_names: tuple[str, ...]) -> Weights:
 
 
 def check_initial(weights: Weights, recipe: Recipe, classes: int) -> None:
-    """Whether initial weights fit the recipe's model, where its shapes are known without MindSpore. Raises UserError."""
+    """Refuses initial weights that do not fit a model of the suite, before MindSpore starts. Raises UserError."""
     config = recipe.model.config()
     if config:
         fit_initial(weights, parameter_shapes(config, classes), config.numerics)
 
 
 def fit_initial(weights: Weights, shapes: Mapping[str, tuple[int, ...]], numerics: str | None) -> Fit:
-    """Initial weights as a model takes them: positions resized, heads of another class count fresh. Raises UserError."""
+    """Initial weights as a model takes them: positions resized, other heads fresh. Raises UserError."""
     return fit(weights, shapes, numerics, new_head=True)
 
 
