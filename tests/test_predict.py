@@ -233,7 +233,7 @@ def test_the_overlay_is_bright_where_the_weights_are():
     bright = overlay(Image.new("RGB", (8, 8), (90, 20, 70)), weights).astype(int).sum(-1)
     assert bright.shape == (8, 8) and bright[7, 7] == bright.max() and bright[0, 0] == bright.min() < bright[7, 7] / 3
     np.testing.assert_array_equal(  # of any scale
-        overlay(Image.new("RGB", (8, 8)), weights), overlay(Image.new("RGB", (8, 8)), weights / 1000)
+        overlay(Image.new("RGB", (8, 8)), weights), overlay(Image.new("RGB", (8, 8)), weights / 1024)
     )
     lines = Image.fromarray(np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
     assert np.ptp(overlay(lines, weights)[:2, :2]) > 50  # the picture shows through
