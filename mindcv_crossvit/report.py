@@ -89,5 +89,6 @@ def answer_facts(path: Path, answers: list[Answer], drawing: Path | None) -> dic
 
 def answer_table(path: Path, answers: list[Answer], drawing: Path | None) -> str:
     """The same for people."""
-    lines = [str(path), *(f"  {100 * a.probability:6.2f} %  {a.name}" for a in answers)]
+    name = str(path).encode(errors="backslashreplace").decode()  # a file's name need not be text
+    lines = [name, *(f"  {100 * a.probability:6.2f} %  {a.name}" for a in answers)]
     return "\n".join([*lines, *([f"  attention drawn in {drawing}"] if drawing else [])])
