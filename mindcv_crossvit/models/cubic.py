@@ -1,4 +1,8 @@
-"""Bicubic interpolation as PyTorch's (a = -0.75, half-pixel centres, no antialias), as a matrix. Without MindSpore."""
+"""Interpolation as a matrix, without MindSpore.
+
+bicubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
+bilinear  MindCV's: corners on corners (align_corners=True)
+"""
 
 from __future__ import annotations
 
@@ -25,3 +29,22 @@ def _kernel(distance: float) -> float:
     if d <= 1:
         return ((_A + 2) * d - (_A + 3)) * d * d + 1
     return ((_A * d - 5 * _A) * d + 8 * _A) * d - 4 * _A if d < 2 else 0.0
+
+
+def linear_matrix(size: int, new_size: int) -> np.ndarray:
+    """As cubic_matrix, for bilinear resizing with corners on corners.
+
+    Positions are float32, as in MindSpore's kernel; exact ones move an interpolated unit noise by 1e-4.
+    """
+    matrix = np.zeros((size, new_size), np.float32)
+    step = np.float32((size - 1) / max(new_size - 1, 1))
+    for column in range(new_size):
+        position = np.float32(column) * step
+        left = int(position)
+        share = position - np.float32(left)
+        matrix[left, column] += 1 - share
+        matrix[min(left + 1, size - 1), column] += share
+    return matrix
+
+
+MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}
