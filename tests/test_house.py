@@ -128,8 +128,9 @@ def test_documented_commands_exist_and_are_understood(document, command):
     script = next(w for w in words if w.endswith((".py", ".sh")))
     assert (ROOT / script).is_file(), f"{document}: {command}"
     arguments = words[words.index(script) + 1 :]
-    if script == "predict.py":
-        cli.predict_arguments(arguments)
+    others = {"predict.py": cli.predict_arguments, "scripts/export.py": cli.export_arguments}
+    if script in others:
+        others[script](arguments)
     if script in ("train.py", "validate.py") and arguments:
         parse = cli.train_arguments if script == "train.py" else cli.validate_arguments
         parsed = parse(arguments)

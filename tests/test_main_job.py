@@ -365,7 +365,8 @@ def test_the_command_line_is_frozen():
             "--distribute",
         }
     }
-    options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--set", "--distribute"}
+    options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--runtime", "--set", "--distribute"}
+    options["scripts/export.py"] = {"--ckpt_path", "--output", "--batch", "--weights", "--pictures", "--check"}
     for script, expected in options.items():
         words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
         assert {w for w in words if w.startswith("--")} - {"--help"} == expected

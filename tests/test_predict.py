@@ -150,7 +150,7 @@ def test_wrong_input_is_refused_before_mindspore_is_imported(learned, digits, tm
 
 def test_the_command_line_is_frozen():
     words = call("predict.py", "--help").stdout.replace(",", " ").replace("]", " ").replace("[", " ").split()
-    options = {"--ckpt_path", "--top", "--json", "--weights", "--attention"}
+    options = {"--ckpt_path", "--top", "--json", "--weights", "--runtime", "--attention"}
     assert {w for w in words if w.startswith("--")} - {"--help"} == options
 
 

@@ -19,6 +19,7 @@ from .run import ExportedModel
 
 _ROWS = 3
 """Random pictures compared at the least."""
+_SAID = {"random": "random input", "pictures": "real pictures"}
 
 
 class Differs(Exception):
@@ -108,7 +109,7 @@ def compare(request: Request, exported: ExportedModel) -> dict[str, Any]:
     for name, difference in found.items():
         if not difference <= request.allowed:
             raise Differs(
-                f"{exported.runtime}'s logits differ from the checkpoint's by up to {difference:.1e} on {name} input,"
+                f"{exported.runtime}'s logits differ from the checkpoint's by up to {difference:.1e} on {_SAID[name]},"
                 f" and {request.allowed:g} is allowed (--check)"
             )
     return {**found, "count": count, "allowed": request.allowed, "runtime": named_version(exported.runtime)}
