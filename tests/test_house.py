@@ -35,7 +35,7 @@ ROOMS += ["weights", "journal", "evaluation", "training", "report", "build", "cl
 EARLY = {
     "data.rand_augment": "settings",
     "models.crossvit_config": "settings",
-    "models.cubic": "settings",
+    "models.interpolation": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",
     "mindcv_bridge": "models",

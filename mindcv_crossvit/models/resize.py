@@ -1,4 +1,4 @@
-"""Bicubic resizing as PyTorch's (a = -0.75, half-pixel centres, no antialias), as two products with a constant matrix.
+"""Resizing inside a model, as two products with a constant matrix.
 
 `mindspore.ops.interpolate(mode="bicubic")` differs from PyTorch by 0.45 on unit noise on the CPU backend.
 """
@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from .cubic import cubic_matrix
+from .interpolation import cubic_matrix, linear_matrix
+
+MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}
 
 
-class BicubicResize(nn.Cell):
-    """[B, C, S, S] -> [B, C, S', S'], in float32."""
+class Resize(nn.Cell):
+    """[B, C, S, S] -> [B, C, S', S'], in float32; kind is a key of MATRICES."""
 
-    def __init__(self, size: int, new_size: int):
+    def __init__(self, kind: str, size: int, new_size: int):
         super().__init__()
         self.size, self.new_size = size, new_size
-        self.matrix = Tensor(cubic_matrix(size, new_size))
+        self.matrix = Tensor(MATRICES[kind](size, new_size))
         self.matmul = ops.MatMul()
 
     def construct(self, x_bchw):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..models.cubic import cubic_matrix
+from ..models.interpolation import cubic_matrix
 from .names import MINDCV, OFFICIAL
 from .read import Weights
 
