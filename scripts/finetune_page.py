@@ -33,9 +33,10 @@ python train.py --config configs/finetune_folder.yaml --data_dir /path/to/pictur
 
 `--init-from` takes the official `.pth` (read without PyTorch; nothing in it is run), timm's `.safetensors` or `.pth`,
 MindCV's `.ckpt` (with `--set model.numerics=mindcv`: MindCV computes another GELU and another resize), a checkpoint of
-this suite or a run folder. The log says what became of every tensor. Heads for other classes begin fresh; with another picture
-size the position embeddings of both branches are resized. What is `auto` in the recipe follows from the pictures, and
-`--dry-run` shows the numbers with their reasons. Any of them can be given instead: `--set schedule.epochs=30`.
+this suite or a run folder. The log says what became of every tensor. Heads for other classes begin fresh; with another
+picture size the position embeddings of both branches are resized. What is `auto` in the recipe follows from the
+pictures, and `--dry-run` shows the numbers with their reasons. Any of them can be given instead: `--set
+schedule.epochs=30`.
 
 | to | say |
 |---|---|
