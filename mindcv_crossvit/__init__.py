@@ -9,17 +9,22 @@ from .models.catalog import list_models
 
 if TYPE_CHECKING:
     from .models.registry import create_model
+    from .weights.load import load_weights
 
 __version__ = "0.1.0"
-__all__ = ["create_model", "list_models"]
+__all__ = ["create_model", "list_models", "load_weights"]
 
 mindcv_bridge.install()
 
 
 def __getattr__(name: str) -> Any:
-    """`create_model` is imported on first use: recipes and data workers must start without MindSpore."""
+    """Imported on first use: recipes and data workers must start without MindSpore."""
     if name == "create_model":
         from .models.registry import create_model
 
         return create_model
+    if name == "load_weights":
+        from .weights.load import load_weights
+
+        return load_weights
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from mindcv_crossvit.models import golden as rules
-from mindcv_crossvit.models.resize import BicubicResize, cubic_matrix
+from mindcv_crossvit.models.cubic import cubic_matrix
+from mindcv_crossvit.models.resize import BicubicResize
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 

@@ -21,7 +21,8 @@ import numpy as np
 
 from ..errors import UserError
 
-_KEY = "mindcv_crossvit"
+HEADER_KEY = "mindcv_crossvit"
+"""The header entry that makes a safetensors file a checkpoint of this suite."""
 SUFFIX = ".safetensors"
 
 
@@ -44,7 +45,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], meta: Mappin
     from safetensors.numpy import save_file
 
     text = json.dumps(dict(meta), sort_keys=True)
-    header = {_KEY: text, "checksum": _checksum(tensors, text)}
+    header = {HEADER_KEY: text, "checksum": _checksum(tensors, text)}
     fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, header)
@@ -69,11 +70,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: not a whole safetensors file: {error}") from error
-    if _KEY not in header:
-        raise UserError(f"{path}: not a checkpoint of this suite: its header has no {_KEY} entry")
-    if header != {_KEY: header[_KEY], "checksum": _checksum(tensors, header[_KEY])}:
+    if HEADER_KEY not in header:
+        raise UserError(f"{path}: not a checkpoint of this suite: its header has no {HEADER_KEY} entry")
+    if header != {HEADER_KEY: header[HEADER_KEY], "checksum": _checksum(tensors, header[HEADER_KEY])}:
         raise UserError(f"{path}: damaged: its checksum does not fit its contents")
-    return Checkpoint(path, tensors, json.loads(header[_KEY]))
+    return Checkpoint(path, tensors, json.loads(header[HEADER_KEY]))
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:

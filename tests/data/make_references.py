@@ -28,11 +28,12 @@ import importlib.resources
 import io
 import json
 import math
+import os
 import platform
 import random
 import sys
 import zlib
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -693,6 +694,96 @@ def make_eval_pixels() -> None:
     write_json("eval_pixels.json", about, {"photo_crc32": photos, "cases": cases})
 
 
+# ---------------------------------------------------------------------------------------------------------------
+# Weights files
+# ---------------------------------------------------------------------------------------------------------------
+
+TINY = {
+    "img_size": 16,
+    "img_scale": (1.0, 1.0),
+    "patch_size": (4, 8),
+    "embed_dim": (4, 8),
+    "depth": ((1, 1, 0),),
+    "num_heads": (2, 2),
+    "mlp_ratio": (2, 2, 1),
+    "multi_conv": False,
+    "num_classes": 5,
+}
+GRIDS = ((4, 7, 3), (7, 4, 3), (5, 6, 1), (20, 34, 2))
+
+
+class Hostile:
+    """An object whose pickle makes a folder when it is loaded by an unpickler that runs what it reads."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return os.mkdir, ("the_pickle_was_run",)
+
+
+def odd_tensors() -> dict[str, torch.Tensor]:
+    """Return tensors of many types, with strides, offsets and storages in common."""
+    base = tensor(u("base", (6, 4)))
+    floats = {"half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64}
+    found = {
+        "base": base,
+        "transposed": base.T,
+        "rows": base[2:4],
+        "column": base[:, 1],
+        "every_other": base[::2, 1::2],
+    }
+    found |= {name: torch.from_numpy(u(name, (2, 3))).to(dtype) for name, dtype in floats.items()}
+    found |= {"parameter": nn.Parameter(tensor(u("parameter", (3,)))), "empty": torch.zeros(0, 3)}
+    whole = {"long": torch.int64, "int": torch.int32, "short": torch.int16, "char": torch.int8, "byte": torch.uint8}
+    found |= {name: torch.arange(-3 if name != "byte" else 0, 5).to(dtype) for name, dtype in whole.items()}
+    return found | {"bool": torch.tensor([True, False, True]), "scalar": torch.tensor(7)}
+
+
+def training_checkpoint(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Return what the official training script saves, with a moving average besides."""
+    moved = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([moved], lr=0.1)
+    moved.sum().backward()
+    optimizer.step()
+    arguments = argparse.Namespace(model="crossvit_tiny_224", lr=0.004, device=torch.device("cpu"), dtype=torch.float32)
+    content = {"model": state, "optimizer": optimizer.state_dict(), "epoch": 3, "args": arguments}
+    return content | {
+        "max_accuracy": np.float64(73.5),
+        "model_ema": {name: 0.5 * value for name, value in state.items()},
+    }
+
+
+def make_weights() -> None:
+    """Write weights.json and the files weights_*.pth and weights_timm.safetensors."""
+    from safetensors.torch import save_file
+
+    model = build_model(TINY).eval()
+    state = model.state_dict()
+    official = OrderedDict((official_name(name), value) for name, value in state.items())
+    torch.save(state, FOLDER / "weights_timm.pth")
+    save_file(state, FOLDER / "weights_timm.safetensors", {"format": "pt"})
+    torch.save(training_checkpoint(official), FOLDER / "weights_training.pth", _use_new_zipfile_serialization=False)
+    torch.save(odd_tensors(), FOLDER / "weights_odd.pth")
+    torch.save(odd_tensors(), FOLDER / "weights_odd_legacy.pth", _use_new_zipfile_serialization=False)
+    torch.save({"model": odd_tensors(), "extra": Hostile()}, FOLDER / "weights_hostile.pth")
+    legacy = FOLDER / "weights_hostile_legacy.pth"
+    torch.save({"model": odd_tensors(), "extra": Hostile()}, legacy, _use_new_zipfile_serialization=False)
+    positions = []
+    for size, new_size, dim in GRIDS:
+        grid = tensor(u("grid", (1, size, size, dim))).permute(0, 3, 1, 2)
+        new = nn.functional.interpolate(grid, (new_size, new_size), mode="bicubic", align_corners=False)
+        values = new.permute(0, 2, 3, 1).double().numpy()
+        dot = short((values * u("resized", values.shape)).sum())
+        positions.append(
+            {"size": size, "new_size": new_size, "dim": dim, "dot": dot, "first": numbers(values[0, 0, :4])}
+        )
+    odd = {
+        name: {"shape": list(value.shape), "values": numbers(value.to(torch.float64))}
+        for name, value in odd_tensors().items()
+    }
+    about = "Logits of the tiny CrossViT, the tensors of weights_odd.pth, and grids resized by interpolate (bicubic)."
+    logits = [numbers(row) for row in model(tensor(1.5 * u("input", (2, 3, 16, 16))))]
+    write_json("weights.json", about, {"config": TINY, "logits": logits, "odd": odd, "positions": positions})
+
+
 MAKERS: dict[str, Callable[[], None]] = {
     "gradients": make_gradients,
     "adamw": make_adamw,
@@ -704,6 +795,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "crops": make_crops,
     "eval_pixels": make_eval_pixels,
     "mixing": make_mixing,
+    "weights": make_weights,
 }
 
 

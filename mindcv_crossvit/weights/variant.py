@@ -1,0 +1,66 @@
+"""Which model weights belong to, from their shapes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import UserError
+from ..models.crossvit_config import FIELDS, VARIANTS, CrossViTConfig
+from ..models.shapes import Shapes, parameter_shapes
+from .names import OFFICIAL
+from .read import Weights
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model's name, what differs from it (`img_size`, `numerics`), and its classes."""
+
+    name: str
+    overrides: dict[str, Any]
+    num_classes: int
+
+
+def find_variant(weights: Weights) -> Variant:
+    """The released model whose parameters these are, perhaps for another picture size.
+
+    Raises UserError with the nearest one when there is none.
+    """
+    given: Shapes = {n: t.shape for n, t in weights.tensors.items()}
+    head = given.get("head.0.weight", ())
+    classes = head[0] if len(head) == 2 else 0
+    special = {"numerics": weights.numerics} if weights.numerics not in (None, OFFICIAL) else {}
+    differences = {}
+    for name in VARIANTS:
+        for overrides in ({}, {"img_size": _img_size(given, VARIANTS[name])}):
+            if overrides.get("img_size", ()) is None:
+                continue
+            config = _config(name, {**overrides, **special})
+            wanted = parameter_shapes(config, classes)
+            wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
+            if not wrong:
+                return Variant(name, {**overrides, **special}, classes)
+            differences[name] = min(differences.get(name, wrong), wrong, key=len)
+    nearest = min(differences, key=lambda n: len(differences[n]))
+    wrong = sorted(differences[nearest])
+    raise UserError(
+        f"{weights.path}: no model of this suite has these shapes; the nearest is {nearest}, where {len(wrong)} tensors"
+        f" differ, first {', '.join(wrong[:3])}"
+    )
+
+
+def _config(name: str, overrides: dict[str, Any]) -> CrossViTConfig:
+    return VARIANTS[name].with_overrides({k: v for k, v in overrides.items() if k in FIELDS})
+
+
+def _img_size(given: Shapes, config: CrossViTConfig) -> tuple[int, int] | None:
+    """Pixels of the branches for which the position embeddings were made; None where they have no square grid."""
+    sizes = []
+    for i in range(2):
+        shape = given.get(f"pos_embed.{i}", ())
+        side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
+        if not side or side**2 != shape[1] - 1:
+            return None
+        sizes.append(side * config.patch_size[i])
+    return sizes[0], sizes[1]
