@@ -159,8 +159,7 @@ def _use(f: Facts) -> list[str]:
     said = "".join(f", {key}={value!r}" for key, value in model.items() if key != "name")
     mean, std = (", ".join(f"{v:g}" for v in values) for values in (f.recipe.data.mean, f.recipe.data.std))
     return [
-        "from mindcv_crossvit import create_model",
-        "from mindcv_crossvit.weights import load_weights",
+        "from mindcv_crossvit import create_model, load_weights",
         "",
         f"# Pixels in 0 to 1, minus ({mean}), over ({std});",
         f"# the input is the middle of the resized picture, {e.crop_fraction:g} of its shorter side.",

@@ -164,9 +164,8 @@ def compare_logits(model: Any, row: dict[str, Any]) -> dict[str, float]:
 
 def measure_accuracy(entry: dict[str, Any], weights: Path, data: Splits, process: runtime.Runtime) -> dict[str, Any]:
     """top1, top5 (percent) and pictures of given weights, for every crop that an accuracy was published with."""
-    from mindcv_crossvit import build
+    from mindcv_crossvit import build, load_weights
     from mindcv_crossvit.evaluation import evaluate
-    from mindcv_crossvit.weights import load_weights
 
     crops = sorted({claims.crop_fraction(c) for c in entry["claims"] if c["figure"] in ("top1", "top5")})
     overrides = {f"model.{key}": value for key, value in entry.get("overrides", {}).items()}
