@@ -125,7 +125,8 @@ def _accuracy_verdict(entry, claim, sources, found) -> tuple[str, str, str]:
         text = f"{measured[figure]:.3f}"
         if measured["images"] != VALIDATION_PICTURES:
             return text, UNVERIFIED, f"measured on {measured['images']:,} pictures of {VALIDATION_PICTURES:,}"
-        return text, HERE if abs(Decimal(text) - published) <= POINTS else DIFFERS, ""
+        note = f"{measured['weights']}, SHA-256 {measured['sha256'][:16]}..."
+        return text, HERE if abs(Decimal(text) - published) <= POINTS else DIFFERS, note
     if "log" in source:
         return "", ELSEWHERE, source["log"]
     for other in others:
@@ -180,7 +181,7 @@ def render(published: dict[str, Any], measured: dict[str, Any]) -> str:
         *(f"| {name} | {sum(r.status == name for r in rows)} | {text} |" for name, text in MEANINGS.items()),
         "",
         f"Logits count as equal within {LOGITS:g}, sums over all of them within {SUMS:g}, with weights made by rule.",
-        "What papers call FLOPs are multiply-accumulates.",
+        "Parameters are counted in built models; multiply-accumulates, the papers' FLOPs, follow from their settings.",
     ]
     for name, title in published["groups"].items():
         lines += [

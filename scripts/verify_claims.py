@@ -11,6 +11,7 @@ run". Ends with code 1 when a count or a logit differs and docs/published.json h
 """
 
 import argparse
+import hashlib
 import json
 import shlex
 import sys
@@ -168,16 +169,20 @@ def measure_accuracy(entry: dict[str, Any], weights: Path, data: Splits, process
     from mindcv_crossvit.evaluation import evaluate
 
     crops = sorted({claims.crop_fraction(c) for c in entry["claims"] if c["figure"] in ("top1", "top5")})
-    overrides = {f"model.{key}": value for key, value in entry.get("overrides", {}).items()}
-    recipe = load_recipe(RECIPE, [f"model.name={entry['model']}", "run.distribute=false"], overrides)
+    options = {f"model.{key}": value for key, value in entry.get("overrides", {}).items()}
+    recipe = load_recipe(RECIPE, [f"model.name={entry['model']}", "run.distribute=false"], options)
+    batch = min(recipe.evaluate.batch, len(data.val))
+    workers = min(recipe.data.workers, len(data.val) // batch)
+    recipe = replace(recipe, data=replace(recipe.data, workers=workers))
     model = build.build_model(recipe, len(data.class_names))
     load_weights(model, weights)
+    about = {"weights": weights.name, "sha256": hashlib.sha256(weights.read_bytes()).hexdigest()}
     found = {}
     for crop in crops:
-        recipe = replace(recipe, evaluate=replace(recipe.evaluate, crop_fraction=crop))
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, crop_fraction=crop, batch=batch))
         with build.build_loader(recipe, {"val": build.eval_view(recipe, data)}) as loader:
-            score = evaluate(model, loader, data.val.labels, recipe.evaluate.batch, process)
-        found[str(crop)] = {"top1": score.top1, "top5": score.top5, "images": score.images, "weights": weights.name}
+            score = evaluate(model, loader, data.val.labels, batch, process)
+        found[str(crop)] = {"top1": score.top1, "top5": score.top5, "images": score.images, **about}
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from decimal import Decimal
@@ -32,6 +33,11 @@ def measured() -> dict:
 
 def rows_of(name: str, measured: dict) -> dict[tuple[str, str], claims.Row]:
     return {(r.figure, r.source): r for r in claims.judge(ENTRIES[name], PUBLISHED, measured)}
+
+
+def score(top1: float, top5: float) -> dict:
+    """A measurement on all validation pictures."""
+    return {"top1": top1, "top5": top5, "images": 50_000, "weights": "w.pth", "sha256": "ab" * 32}
 
 
 def statuses(measured: dict) -> list[str]:
@@ -114,17 +120,18 @@ def test_an_accuracy_is_verified_only_on_all_validation_pictures(measured):
     row = rows_of("crossvit_18_dagger", measured)[top1]
     assert row.status == claims.UNVERIFIED and "timm's result table has 82.494" in row.note
     assert rows_of("crossvit_tiny", measured)[top1].status == claims.ELSEWHERE
-    found = {"top1": 82.51, "top5": 96.07, "images": 50_000}
+    found = score(82.51, 96.07)
     measured["entries"]["crossvit_18_dagger"]["accuracy"] = {"0.875": found}
     assert rows_of("crossvit_18_dagger", measured)[top1].status == claims.DIFFERS
-    assert rows_of("crossvit_18_dagger", measured)["top-1, %", "timm"].status == claims.HERE
+    row = rows_of("crossvit_18_dagger", measured)["top-1, %", "timm"]
+    assert row.status == claims.HERE and row.note == "w.pth, SHA-256 abababababababab..."
     found["images"] = 49_999
     row = rows_of("crossvit_18_dagger", measured)["top-1, %", "timm"]
     assert row.status == claims.UNVERIFIED and "49,999 pictures of 50,000" in row.note
 
 
 def test_somebody_elses_weights_are_not_judged_by_the_official_ones(measured):
-    measured["entries"]["crossvit_9"]["accuracy"] = {"0.875": {"top1": 73.38, "top5": 91.51, "images": 50_000}}
+    measured["entries"]["crossvit_9"]["accuracy"] = {"0.875": score(73.38, 91.51)}
     row = rows_of("crossvit_9", measured)["top-1, %", "MindCV, Ascend 910*"]
     assert row.status == claims.ELSEWHERE and not row.ours
 
@@ -132,7 +139,7 @@ def test_somebody_elses_weights_are_not_judged_by_the_official_ones(measured):
 def test_the_large_inputs_are_compared_on_their_own_crop(measured):
     name = "crossvit_15_dagger_384"
     assert "with a crop of 1 instead of 0.875" in rows_of(name, measured)["top-1, %", "paper"].note
-    measured["entries"][name]["accuracy"] = {"1.0": {"top1": 83.84, "top5": 96.79, "images": 50_000}}
+    measured["entries"][name]["accuracy"] = {"1.0": score(83.84, 96.79)}
     assert rows_of(name, measured)["top-1, %", "timm"].status == claims.HERE
     assert rows_of(name, measured)["top-1, %", "paper"].ours == ""
 
@@ -182,13 +189,25 @@ def test_given_weights_are_scored_and_compared(imagenet, tmp_path, run_script):
     assert "top1 claimed 73.9 (paper), measured 25.000 on 4 pictures, difference -48.900" in done.stdout
     assert "top5 claimed 91.976 (timm), measured 50.000 on 4 pictures, difference -41.976" in done.stdout
     measured = claims.load(tmp_path / claims.MEASURED)
-    assert measured["entries"]["crossvit_9"]["accuracy"]["0.875"]["images"] == 4
+    found = measured["entries"]["crossvit_9"]["accuracy"]["0.875"]
+    digest = hashlib.sha256((tmp_path / found["weights"]).read_bytes()).hexdigest()
+    assert found["images"] == 4 and found["sha256"] == digest
     rows = rows_of("crossvit_9", measured)
     assert rows["top-1, %", "timm"].status == claims.UNVERIFIED and rows["top-1, %", "timm"].ours == "25.000"
     assert rows["parameters, M", "paper"].status == claims.HERE
     assert rows["logits", "official code, PyTorch 2.13"].status == claims.UNCHECKED
     assert rows_of("crossvit_15", measured)["parameters, M", "paper"].status == claims.UNCHECKED
     assert (tmp_path / claims.RESULTS).read_text() == claims.render(PUBLISHED, measured)
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize("extra, code", [(0, 0), (100_000, 1)])
+def test_the_exit_code_tells_of_a_count_that_differs(extra, code, monkeypatch, tmp_path):
+    counted = {"params": 8_553_296 + extra, "macs": 1_840_796_160}
+    monkeypatch.setattr(verify_claims, "_counts", lambda entry, model: dict(counted))
+    options = ["verify_claims.py", "--models", "crossvit_9", "--no-logits", "--output", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", options)
+    assert verify_claims.main() == code
 
 
 def test_weights_are_found_by_their_names(tmp_path):
