@@ -113,7 +113,11 @@ def _count_verdict(entry, claim, found) -> tuple[str, str, str]:
     value = Decimal(found["params_compared" if left_out else figure])
     status = HERE if rounds_to(value / _UNITS[figure], claim["value"]) else DIFFERS
     words = " and ".join(_LEFT_OUT[name] for name in left_out)
-    note = f"the paper's figure leaves out the {words}; with them {found['params']:,}" if left_out else ""
+    note = (
+        f"counted without the {words}, as the paper's figure seems to be; with them {found['params']:,}"
+        if left_out
+        else ""
+    )
     return f"{value:,}", status, "; ".join(filter(None, (note, entry.get("note"))))
 
 
