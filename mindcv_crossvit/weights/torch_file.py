@@ -102,7 +102,7 @@ def read_torch(data: bytes) -> TorchFile:
 def _read_zip(data: bytes) -> TorchFile:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, struct.error, OSError) as error:
+    except (zipfile.BadZipFile, struct.error, RuntimeError, OSError) as error:
         raise ValueError(f"not a whole zip archive: {error}") from error
     pickles = [n for n in archive.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -132,9 +132,9 @@ def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
 def _read_legacy(data: bytes) -> TorchFile:
     """Five pickles (magic number, version, facts, content, storage keys), then each storage: count, numbers."""
     file = io.BytesIO(data)
-    magic, version, facts = (read_pickle(file, {}, _persistent) for _ in range(3))
-    if magic != _MAGIC:
+    if read_pickle(file, _allowed(), _persistent) != _MAGIC:
         raise ValueError("a pickle that torch.save did not write")
+    version, facts = (read_pickle(file, {}, _persistent) for _ in range(2))
     if version != 1001 or not isinstance(facts, dict) or not facts.get("little_endian"):
         raise ValueError(f"of version {version!r}, or written on a big-endian machine, which is not read")
     storages: dict[str, Storage] = {}
