@@ -140,7 +140,7 @@ def test_a_large_number_in_a_pickle_allocates_nothing(tmp_path, claim):
 
 def test_a_compressed_archive_is_refused(tmp_path):
     wf.write_zip(tmp_path / "a.pth", {"a": np.zeros(1_000_000, np.float32)}, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="is compressed, which torch.save does not do"):
+    with pytest.raises(UserError, match="is compressed, which torch"):
         read_weights(tmp_path / "a.pth")
 
 
