@@ -91,8 +91,9 @@ def test_the_converted_checkpoint_is_scored_by_validate(tmp_path, crossvit_9, ru
                 tmp_path / f"data/{name}/{i}.png"
             )
     convert(crossvit_9[0], tmp_path / "own.safetensors", "--to", "suite", "--class-names", tmp_path / "data")
-    recipe = ("-c", ROOT / "configs/folder.yaml", "--data_dir", tmp_path / "data", "--distribute", "False")
-    model = ("--set", "model.name=crossvit_9", "--set", "model.img_size=[96,64]", "--set", "data.workers=0")
+    recipe = ("-c", ROOT / "configs/crossvit_9_ascend.yaml", "--data_dir", tmp_path / "data", "--distribute", "False")
+    changes = ("model.img_size=[96,64]", "data.workers=0", "data.val_fraction=0.2", "evaluate.batch=3")
+    model = [word for change in changes for word in ("--set", change)]
     done = run_script("validate.py", *recipe, *model, "--ckpt_path", tmp_path / "own.safetensors")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])

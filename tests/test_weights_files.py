@@ -17,6 +17,7 @@ from mindcv_crossvit.models.crossvit_config import VARIANTS
 from mindcv_crossvit.models.shapes import parameter_shapes
 from mindcv_crossvit.weights.mindspore_file import read_ckpt
 from mindcv_crossvit.weights.read import read_weights
+from mindcv_crossvit.weights.torch_file import Storage, TorchFile, TorchTensor
 
 REAL = sorted(p.name for p in DATA.glob("weights_*") if "hostile" not in p.name)
 TINY = VARIANTS["crossvit_tiny"].with_overrides(
@@ -87,6 +88,9 @@ def refused(path, message, content):
         read_weights(path)
 
 
+NESTED = b")" + b"\x85" * 20_000  # a tuple in a tuple in a tuple
+
+
 @pytest.mark.parametrize(
     "message, content",
     [
@@ -104,6 +108,7 @@ def refused(path, message, content):
         ("holds a int, not a state dict", wf.number(3)),
         ("no weights under 'model' or 'state_dict'; its keys are epoch", wf.mapping({"epoch": wf.number(3)})),
         ("a tensor without storage", b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR"),
+        ("maximum recursion depth", b"(" + wf.text("storage") + b"ctorch\nFloatStorage\n" + NESTED + b"NNtQ"),
         ("a persistent id that is no storage", wf.text("s") + b"Q"),
     ],
 )
@@ -128,6 +133,16 @@ HUGE = b"\x8a\x06" + (2**40).to_bytes(6, "little")
 def test_a_lying_size_is_refused_and_nothing_allocated(tmp_path, message, storage, view):
     tensor = b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + storage + b"tQ" + wf.number(0) + view + b"\x89}tR"
     refused(tmp_path / "a.pth", message, wf.mapping({"a": tensor}))
+
+
+def test_storages_that_overlap_are_refused():
+    """As the members of a zip archive may: a small file must not become a large number of arrays."""
+    storages = [Storage(str(i), "float32", 20) for i in range(3)]
+    file = TorchFile(None, lambda _: bytes(80), 200)
+    for storage in storages[:2]:
+        assert file.array(TorchTensor(storage, 0, (20,), (1,))).size == 20
+    with pytest.raises(ValueError, match="its storages overlap"):
+        file.array(TorchTensor(storages[2], 0, (20,), (1,)))
 
 
 @pytest.mark.parametrize("claim", [b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x0f"])
