@@ -58,6 +58,16 @@ def test_a_training_checkpoint_has_two_sets_of_weights():
         read_weights(DATA / "weights_timm.pth", "averages")
 
 
+def test_other_keys_and_the_prefix_of_data_parallel_training(tmp_path):
+    state = rule_state(TINY_SHAPES)
+    parallel = {f"module.{n}": v for n, v in state.items()}
+    for part, key in (("model", "state_dict"), ("ema", "state_dict_ema")):
+        wf.write_legacy(tmp_path / "a.pth", parallel, under=key)
+        found = read_weights(tmp_path / "a.pth", part)
+        assert found.notes == (f"under {key!r} of a training checkpoint; beside it epoch",)
+        assert_same(found.tensors, state)
+
+
 @pytest.mark.parametrize("name", ["weights_odd.pth", "weights_odd_legacy.pth"])
 def test_strides_offsets_shared_storages_and_other_kinds_of_numbers(name):
     found, expected = read_weights(DATA / name).tensors, reference("weights.json")["odd"]
