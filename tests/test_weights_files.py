@@ -17,6 +17,7 @@ from mindcv_crossvit.models.crossvit_config import VARIANTS
 from mindcv_crossvit.models.shapes import parameter_shapes
 from mindcv_crossvit.weights.mindspore_file import read_ckpt
 from mindcv_crossvit.weights.read import read_weights
+from mindcv_crossvit.weights.torch_file import Storage, TorchFile, TorchTensor
 
 REAL = sorted(p.name for p in DATA.glob("weights_*") if "hostile" not in p.name)
 TINY = VARIANTS["crossvit_tiny"].with_overrides(
@@ -57,6 +58,16 @@ def test_a_training_checkpoint_has_two_sets_of_weights():
         read_weights(DATA / "weights_timm.pth", "averages")
 
 
+def test_other_keys_and_the_prefix_of_data_parallel_training(tmp_path):
+    state = rule_state(TINY_SHAPES)
+    parallel = {f"module.{n}": v for n, v in state.items()}
+    for part, key in (("model", "state_dict"), ("ema", "state_dict_ema")):
+        wf.write_legacy(tmp_path / "a.pth", parallel, under=key)
+        found = read_weights(tmp_path / "a.pth", part)
+        assert found.notes == (f"under {key!r} of a training checkpoint; beside it epoch",)
+        assert_same(found.tensors, state)
+
+
 @pytest.mark.parametrize("name", ["weights_odd.pth", "weights_odd_legacy.pth"])
 def test_strides_offsets_shared_storages_and_other_kinds_of_numbers(name):
     found, expected = read_weights(DATA / name).tensors, reference("weights.json")["odd"]
@@ -87,6 +98,9 @@ def refused(path, message, content):
         read_weights(path)
 
 
+NESTED = b")" + b"\x85" * 20_000  # a tuple in a tuple in a tuple
+
+
 @pytest.mark.parametrize(
     "message, content",
     [
@@ -104,6 +118,7 @@ def refused(path, message, content):
         ("holds a int, not a state dict", wf.number(3)),
         ("no weights under 'model' or 'state_dict'; its keys are epoch", wf.mapping({"epoch": wf.number(3)})),
         ("a tensor without storage", b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR"),
+        ("maximum recursion depth", b"(" + wf.text("storage") + b"ctorch\nFloatStorage\n" + NESTED + b"NNtQ"),
         ("a persistent id that is no storage", wf.text("s") + b"Q"),
     ],
 )
@@ -130,6 +145,16 @@ def test_a_lying_size_is_refused_and_nothing_allocated(tmp_path, message, storag
     refused(tmp_path / "a.pth", message, wf.mapping({"a": tensor}))
 
 
+def test_storages_that_overlap_are_refused():
+    """As the members of a zip archive may: a small file must not become a large number of arrays."""
+    storages = [Storage(str(i), "float32", 20) for i in range(3)]
+    file = TorchFile(None, lambda _: bytes(80), 200)
+    for storage in storages[:2]:
+        assert file.array(TorchTensor(storage, 0, (20,), (1,))).size == 20
+    with pytest.raises(ValueError, match="its storages overlap"):
+        file.array(TorchTensor(storages[2], 0, (20,), (1,)))
+
+
 @pytest.mark.parametrize("claim", [b"r\xff\xff\xff\x7f", b"X\xff\xff\xff\x7f", b"\x8d" + b"\xff" * 7 + b"\x0f"])
 def test_a_large_number_in_a_pickle_allocates_nothing(tmp_path, claim):
     path = tmp_path / "a.pth"
@@ -140,7 +165,7 @@ def test_a_large_number_in_a_pickle_allocates_nothing(tmp_path, claim):
 
 def test_a_compressed_archive_is_refused(tmp_path):
     wf.write_zip(tmp_path / "a.pth", {"a": np.zeros(1_000_000, np.float32)}, compression=zipfile.ZIP_DEFLATED)
-    with pytest.raises(UserError, match="is compressed, which torch.save does not do"):
+    with pytest.raises(UserError, match="is compressed, which torch"):
         read_weights(tmp_path / "a.pth")
 
 

@@ -31,17 +31,15 @@ def find_variant(weights: Weights) -> Variant:
     head = given.get("head.0.weight", ())
     classes = head[0] if len(head) == 2 else 0
     special = {"numerics": weights.numerics} if weights.numerics not in (None, OFFICIAL) else {}
+    candidates = [(name, {}) for name in VARIANTS]
+    candidates += [(n, {"img_size": size}) for n, c in VARIANTS.items() if (size := _img_size(given, c))]
     differences = {}
-    for name in VARIANTS:
-        for overrides in ({}, {"img_size": _img_size(given, VARIANTS[name])}):
-            if overrides.get("img_size", ()) is None:
-                continue
-            config = _config(name, {**overrides, **special})
-            wanted = parameter_shapes(config, classes)
-            wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
-            if not wrong:
-                return Variant(name, {**overrides, **special}, classes)
-            differences[name] = min(differences.get(name, wrong), wrong, key=len)
+    for name, overrides in candidates:
+        wanted = parameter_shapes(_config(name, {**overrides, **special}), classes)
+        wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
+        if not wrong:
+            return Variant(name, {**overrides, **special}, classes)
+        differences[name] = min(differences.get(name, wrong), wrong, key=len)
     nearest = min(differences, key=lambda n: len(differences[n]))
     wrong = sorted(differences[nearest])
     raise UserError(

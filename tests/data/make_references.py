@@ -761,7 +761,7 @@ def make_weights() -> None:
     torch.save(state, FOLDER / "weights_timm.pth")
     save_file(state, FOLDER / "weights_timm.safetensors", {"format": "pt"})
     torch.save(training_checkpoint(official), FOLDER / "weights_training.pth", _use_new_zipfile_serialization=False)
-    torch.save(odd_tensors(), FOLDER / "weights_odd.pth")
+    torch.save(odd_tensors(), FOLDER / "weights_odd.pth", pickle_protocol=4)
     torch.save(odd_tensors(), FOLDER / "weights_odd_legacy.pth", _use_new_zipfile_serialization=False)
     torch.save({"model": odd_tensors(), "extra": Hostile()}, FOLDER / "weights_hostile.pth")
     legacy = FOLDER / "weights_hostile_legacy.pth"
