@@ -52,7 +52,7 @@ def _entrypoint(name: str, module: str) -> Any:
 
     build.__name__ = build.__qualname__ = timm_name(name)
     build.__module__ = module
-    build.__doc__ = f"CrossViT {name} of mindcv_crossvit, with the official numerics."
+    build.__doc__ = f"CrossViT {name} of mindcv_crossvit, with the official numerics unless told otherwise."
     return build
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .models import catalog
-from .models.crossvit_config import VARIANTS, CrossViTConfig
+from .models.crossvit_config import NUMERICS, VARIANTS, CrossViTConfig
 from .settings import meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
@@ -28,12 +28,14 @@ class Model:
     num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
     mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+    numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
     input_size: int | None = setting(None, "pixels of the input of a MindCV model (224 when null)", at_least=1)
 
     def overrides(self) -> dict[str, Any]:
-        """The official constructor's arguments that are set here."""
+        """The official constructor's arguments that are set here, and numerics other than the official."""
         names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "multi_conv")
-        return {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
+        return given if self.numerics == "official" else {**given, "numerics": self.numerics}
 
     def config(self) -> CrossViTConfig | None:
         """The numbers of a model of the suite; None for MindCV's. Raises ValueError when they cannot be built."""

@@ -51,20 +51,29 @@ class LayerNorm(nn.Cell):
 
 
 class Conv2d(nn.Cell):
-    """Convolution with bias between feature maps in the layout of the chosen ops."""
+    """Convolution between feature maps in the layout of the chosen ops."""
 
     def __init__(
-        self, channels: tuple[int, int], kernel: int, stride: int, pad: int, op: Ops, *, from_image: bool = False
+        self,
+        channels: tuple[int, int],
+        kernel: int,
+        stride: int,
+        pad: int,
+        op: Ops,
+        *,
+        from_image: bool = False,
+        bias: bool = True,
     ):
         super().__init__()
         self.weight = empty((channels[1], channels[0], kernel, kernel), "weight")
-        self.bias = empty((channels[1],), "bias")
+        self.bias = empty((channels[1],), "bias") if bias else None
         self.op, self.half, self.half_out = op.conv2d(kernel, stride, pad, from_image), op.half, op.half_branch
 
     def construct(self, x):
         if not self.half:
             return self.op(x, self.weight, self.bias)
-        y = self.op(x.astype(ms.float16), self.weight.astype(ms.float16), self.bias.astype(ms.float16))
+        bias = None if self.bias is None else self.bias.astype(ms.float16)
+        y = self.op(x.astype(ms.float16), self.weight.astype(ms.float16), bias)
         return y if self.half_out else y.astype(ms.float32)
 
 
@@ -146,11 +155,12 @@ class Block(nn.Cell):
         drops: DropPathSchedule,
         drop_path: float = 0.0,
         qkv_bias: bool = True,
+        eps: float = 1e-6,
     ):
         super().__init__()
-        self.norm1 = LayerNorm(dim, op)
+        self.norm1 = LayerNorm(dim, op, eps)
         self.attn = Attention(dim, heads, tokens, op, qkv_bias)
-        self.norm2 = LayerNorm(dim, op)
+        self.norm2 = LayerNorm(dim, op, eps)
         self.mlp = Mlp(dim, hidden, op)
         self.drop_attn = drops.layer(drop_path, tokens)
         self.drop_mlp = drops.layer(drop_path, tokens)
@@ -172,10 +182,11 @@ class CrossAttentionBlock(nn.Cell):
         drops: DropPathSchedule,
         drop_path: float = 0.0,
         qkv_bias: bool = True,
+        eps: float = 1e-6,
     ):
         super().__init__()
         self.tokens = tokens
-        self.norm1 = LayerNorm(dim, op)
+        self.norm1 = LayerNorm(dim, op, eps)
         self.attn = CrossAttention(dim, heads, tokens, op, qkv_bias)
         self.drop = drops.layer(drop_path, 1)
 

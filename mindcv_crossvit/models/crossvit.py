@@ -1,7 +1,8 @@
 """CrossViT (arXiv 2103.14899): two branches of patches of different size, fused by their class tokens.
 
 B batch, i branch (0 small patches, 1 large), P patches, N = 1 + P tokens, T = B*N, C width. Tokens travel as [T, C].
-Follows the official code to the last epsilon: exact GELU, LayerNorm eps 1e-6, bicubic resize inside the model.
+Follows the official code to the last epsilon: exact GELU, LayerNorm eps 1e-6, bicubic resize inside the model; or
+MindCV's (config.numerics).
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from mindspore import ParameterTuple, nn, ops
 
 from ..ops import Ops
 from .blocks import Block, Conv2d, CrossAttentionBlock, DropPathSchedule, LayerNorm, Linear, empty, first_token
-from .crossvit_config import CrossViTConfig
+from .crossvit_config import NUMERICS, CrossViTConfig
 from .init import init_weights
-from .resize import BicubicResize
+from .resize import Resize
 
 
 class PatchEmbed(nn.Cell):
     """Image [B, 3, S, S] -> patch tokens [B*P, C], row-major: one convolution, or the three of the dagger variants."""
 
-    def __init__(self, patch: int, dim: int, multi_conv: bool, op: Ops):
+    def __init__(self, patch: int, dim: int, multi_conv: bool, op: Ops, stem_bias: bool = True):
         super().__init__()
         if multi_conv:
             # 12: 240 -> 60 -> 20 -> 20 pixels; 16: 224 -> 56 -> 28 -> 14
             middle, last = ((3, 3, 0), (3, 1, 1)) if patch == 12 else ((3, 2, 1), (3, 2, 1))
             self.proj = nn.SequentialCell(
-                Conv2d((3, dim // 4), 7, 4, 3, op, from_image=True),
+                Conv2d((3, dim // 4), 7, 4, 3, op, from_image=True, bias=stem_bias),
                 nn.ReLU(),
-                Conv2d((dim // 4, dim // 2), *middle, op),
+                Conv2d((dim // 4, dim // 2), *middle, op, bias=stem_bias),
                 nn.ReLU(),
-                Conv2d((dim // 2, dim), *last, op),
+                Conv2d((dim // 2, dim), *last, op, bias=stem_bias),
             )
         else:
             self.proj = Conv2d((3, dim), patch, patch, 0, op, from_image=True)
@@ -79,6 +80,7 @@ class MultiScaleBlock(nn.Cell):
                             drops,
                             rates[b],
                             config.qkv_bias,
+                            NUMERICS[config.numerics].block_eps,
                         )
                         for b in range(triple[i])
                     ]
@@ -93,8 +95,9 @@ class MultiScaleBlock(nn.Cell):
     @staticmethod
     def _fusion(config: CrossViTConfig, j: int, blocks: int, op: Ops, drops: DropPathSchedule, rate: float) -> nn.Cell:
         def block(tokens: int) -> CrossAttentionBlock:
+            eps = NUMERICS[config.numerics].block_eps
             return CrossAttentionBlock(
-                config.embed_dim[j], config.num_heads[j], tokens, op, drops, rate, config.qkv_bias
+                config.embed_dim[j], config.num_heads[j], tokens, op, drops, rate, config.qkv_bias, eps
             )
 
         first = block(config.tokens[j])
@@ -147,13 +150,18 @@ class CrossViT(nn.Cell):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.tokens, self.dims, self.input_size = config.tokens, config.embed_dim, config.img_size[0]
+        numerics = NUMERICS[config.numerics]
+        op = op.with_gelu(numerics.gelu)
         self.pos_embed = ParameterTuple(
             [empty((1, config.tokens[i], config.embed_dim[i]), f"pos_embed.{i}") for i in range(2)]
         )
         self.cls_token = ParameterTuple([empty((1, 1, config.embed_dim[i]), f"cls_token.{i}") for i in range(2)])
-        self.resize = nn.CellList([_resize(self.input_size, config.img_size[i]) for i in range(2)])
+        self.resize = nn.CellList([_resize(numerics.resize, self.input_size, config.img_size[i]) for i in range(2)])
         self.patch_embed = nn.CellList(
-            [PatchEmbed(config.patch_size[i], config.embed_dim[i], config.multi_conv, op) for i in range(2)]
+            [
+                PatchEmbed(config.patch_size[i], config.embed_dim[i], config.multi_conv, op, numerics.stem_bias)
+                for i in range(2)
+            ]
         )
         drops = DropPathSchedule()
         self.blocks = nn.CellList(
@@ -191,8 +199,8 @@ class CrossViT(nn.Cell):
         return self.head[i](self.norm[i](first_token(x_tc, self.tokens[i])))
 
 
-def _resize(size: int, new_size: int) -> nn.Cell:
-    return nn.Identity() if size == new_size else BicubicResize(size, new_size)
+def _resize(kind: str, size: int, new_size: int) -> nn.Cell:
+    return nn.Identity() if size == new_size else Resize(kind, size, new_size)
 
 
 def drop_path_rates(config: CrossViTConfig, rate: float) -> list[list[float]]:

@@ -16,8 +16,30 @@ STEM_PATCHES = (12, 16)
 
 
 @dataclass(frozen=True)
+class Numerics:
+    """What two implementations of the same model compute differently.
+
+    gelu: "none" for the exact one, "tanh" for the tanh form, everywhere. block_eps: LayerNorm's epsilon in the
+    transformer and cross-attention blocks; 1e-6 elsewhere. resize: how an image becomes the large branch's.
+    stem_bias: biases in the three-convolution stem.
+    """
+
+    gelu: str
+    block_eps: float
+    resize: str
+    stem_bias: bool
+
+
+NUMERICS = {
+    "official": Numerics("none", 1e-6, "bicubic", True),
+    "mindcv": Numerics("tanh", 1e-7, "bilinear", False),
+}
+"""The official code's and timm's, and those of MindCV 0.3.0's crossvit_9, 15 and 18."""
+
+
+@dataclass(frozen=True)
 class CrossViTConfig:
-    """The official constructor's arguments. Branch 0 has the small patches, branch 1 the large ones.
+    """The official constructor's arguments, and numerics. Branch 0 has the small patches, branch 1 the large ones.
 
     img_size: pixels of each branch's square input; the model's input has the first, branch 1 resizes it.
     patch_size: pixels; each must divide its image size.
@@ -28,6 +50,7 @@ class CrossViTConfig:
     mlp_ratio: hidden width over width; the official third entry is accepted and unused.
     multi_conv: the three-convolution stem of the dagger variants, for patches of 12 and 16 pixels.
     qkv_bias: biases on the query, key and value projections.
+    numerics: a key of NUMERICS; "mindcv" runs weights trained with MindCV as MindCV does.
     """
 
     img_size: Pair = (240, 224)
@@ -38,6 +61,7 @@ class CrossViTConfig:
     mlp_ratio: tuple[float, ...] = (4.0, 4.0, 1.0)
     multi_conv: bool = False
     qkv_bias: bool = True
+    numerics: str = "official"
 
     def __post_init__(self) -> None:
         problems = [*self._shape_problems()] or [*self._value_problems()]
@@ -57,6 +81,8 @@ class CrossViTConfig:
         for name in ("multi_conv", "qkv_bias"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false, not {getattr(self, name)!r}"
+        if self.numerics not in NUMERICS:
+            yield f"numerics must be {' or '.join(NUMERICS)}, not {self.numerics!r}"
 
     def _value_problems(self):
         for i, branch in enumerate(("small", "large")):

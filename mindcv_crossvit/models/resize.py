@@ -1,4 +1,7 @@
-"""Bicubic resizing as PyTorch's (a = -0.75, half-pixel centres, no antialias), as two products with a constant matrix.
+"""Resizing inside a model, as two products with a constant matrix.
+
+bicubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
+bilinear  MindCV's: corners on corners (align_corners=True)
 
 `mindspore.ops.interpolate(mode="bicubic")` differs from PyTorch by 0.45 on unit noise on the CPU backend.
 """
@@ -31,13 +34,32 @@ def _kernel(distance: float) -> float:
     return ((_A * d - 5 * _A) * d + 8 * _A) * d - 4 * _A if d < 2 else 0.0
 
 
-class BicubicResize(nn.Cell):
-    """[B, C, S, S] -> [B, C, S', S'], in float32."""
+def linear_matrix(size: int, new_size: int) -> np.ndarray:
+    """As cubic_matrix, for bilinear resizing with corners on corners.
 
-    def __init__(self, size: int, new_size: int):
+    Positions are float32, as in MindSpore's kernel; exact ones move an interpolated unit noise by 1e-4.
+    """
+    matrix = np.zeros((size, new_size), np.float32)
+    step = np.float32((size - 1) / max(new_size - 1, 1))
+    for column in range(new_size):
+        position = np.float32(column) * step
+        left = int(position)
+        share = position - np.float32(left)
+        matrix[left, column] += 1 - share
+        matrix[min(left + 1, size - 1), column] += share
+    return matrix
+
+
+MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}
+
+
+class Resize(nn.Cell):
+    """[B, C, S, S] -> [B, C, S', S'], in float32; kind is a key of MATRICES."""
+
+    def __init__(self, kind: str, size: int, new_size: int):
         super().__init__()
         self.size, self.new_size = size, new_size
-        self.matrix = Tensor(cubic_matrix(size, new_size))
+        self.matrix = Tensor(MATRICES[kind](size, new_size))
         self.matmul = ops.MatMul()
 
     def construct(self, x_bchw):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 NAMES = ("standard", "composed")
@@ -22,21 +23,21 @@ class Ops:
     """One implementation of the primitives. Every entry builds a Cell without parameters.
 
     linear()                      (x [T, I], weight [O, I], bias [O] or None) -> [T, O]
-    mlp_hidden()                  (x [T, I], weight [O, I], bias [O]) -> gelu(linear) [T, O]
-    gelu()                        exact (erf) GELU of any shape
+    mlp_hidden(approximate)       (x [T, I], weight [O, I], bias [O]) -> gelu(linear) [T, O]
+    gelu(approximate)             GELU of any shape: "none" (default) is the exact (erf) one, "tanh" the tanh form
     layer_norm(eps)               (x [T, C], weight [C], bias [C]) -> [T, C]
     attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
     class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
     conv2d(kernel, stride, pad, from_image)
-                                  (map, weight [O, I, k, k], bias [O]) -> map, in the implementation's own layout;
+                                  (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own layout;
                                   from_image marks the convolution whose input is an image [B, 3, H, W]
     to_tokens()                   map -> [B*N, C], row-major
     """
 
     name: str
     linear: Callable[[], Any]
-    mlp_hidden: Callable[[], Any]
-    gelu: Callable[[], Any]
+    mlp_hidden: Callable[..., Any]
+    gelu: Callable[..., Any]
     layer_norm: Callable[[float], Any]
     attention: Callable[[int, int], Any]
     class_attention: Callable[[int, int], Any]
@@ -45,6 +46,10 @@ class Ops:
     precision: str = "O0"
     """What is float16: O0 nothing; O1 the inputs of matrix products and convolutions; O2 their outputs, too, and what
     lies between them in a branch; O3 the residual stream, too. Norms, softmax and loss are float32 always."""
+
+    def with_gelu(self, approximate: str) -> Ops:
+        """The same primitives with this form of GELU throughout."""
+        return replace(self, mlp_hidden=partial(self.mlp_hidden, approximate), gelu=partial(self.gelu, approximate))
 
     @property
     def half(self) -> bool:

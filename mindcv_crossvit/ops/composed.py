@@ -28,6 +28,8 @@ _PHI = [
         0.7978842161189302,
     )
 ]
+# The tanh form in the same way: (1 + tanh(y)) / 2 = sigmoid(2 y), y = sqrt(2/pi) (x + 0.044715 x^3).
+_TANH = [2 * c * math.sqrt(2 / math.pi) for c in (0.044715, 1.0)]
 _INV_SQRT_2PI = 1 / math.sqrt(2 * math.pi)
 
 _matmul = ops.MatMul()
@@ -62,44 +64,58 @@ class Linear(nn.Cell):
         return self.with_bias(x_ti, weight_oi, bias_o)
 
 
-def _phi(x):
+def _phi(x, tanh):
+    """The share of x that its GELU keeps."""
     square = x * x
+    if tanh:
+        return ops.sigmoid((square * _TANH[0] + _TANH[1]) * x)
     poly = square * _PHI[0] + _PHI[1]
     for coefficient in _PHI[2:]:
         poly = poly * square + coefficient
     return ops.sigmoid(poly * x)
 
 
-def _gelu_slope(x):
-    return _phi(x) + x * (ops.exp((x * x) * -0.5) * _INV_SQRT_2PI)
+def _gelu_slope(x, tanh):
+    share = _phi(x, tanh)
+    if tanh:
+        return share + x * (share * (1 - share)) * ((x * x) * (3 * _TANH[0]) + _TANH[1])
+    return share + x * (ops.exp((x * x) * -0.5) * _INV_SQRT_2PI)
 
 
 class Gelu(nn.Cell):
-    """Exact GELU; keeps only its input for the gradient."""
+    """GELU, exact or in the tanh form; keeps only its input for the gradient."""
+
+    def __init__(self, approximate: str = "none"):
+        super().__init__()
+        self.tanh = approximate == "tanh"
 
     def construct(self, x):
-        return x * _phi(x)
+        return x * _phi(x, self.tanh)
 
     def bprop(self, x, out, dout):
-        return (dout * _gelu_slope(x),)
+        return (dout * _gelu_slope(x, self.tanh),)
 
 
 class _MlpHidden(nn.Cell):
+    def __init__(self, tanh: bool):
+        super().__init__()
+        self.tanh = tanh
+
     def construct(self, x_ti, weight_oi, bias_o):
         pre = ops.bias_add(_matmul_tb(x_ti, weight_oi), bias_o)
-        return pre * _phi(pre), pre
+        return pre * _phi(pre, self.tanh), pre
 
     def bprop(self, x_ti, weight_oi, bias_o, out, dout):
-        grad = dout[0] * _gelu_slope(out[1])
+        grad = dout[0] * _gelu_slope(out[1], self.tanh)
         return _matmul(grad, weight_oi), _matmul_ta(grad, x_ti), _sum(grad, 0)
 
 
 class MlpHidden(nn.Cell):
     """gelu(x W^T + b), differentiated as one piece."""
 
-    def __init__(self):
+    def __init__(self, approximate: str = "none"):
         super().__init__()
-        self.inner = _MlpHidden()
+        self.inner = _MlpHidden(approximate == "tanh")
 
     def construct(self, x_ti, weight_oi, bias_o):
         return self.inner(x_ti, weight_oi, bias_o)[0]
@@ -202,7 +218,7 @@ class Conv2d(nn.Cell):
         self.kernel, self.stride, self.pad, self.from_image = kernel, stride, pad, from_image
         self.taps = -(-kernel // stride)
 
-    def construct(self, x, weight_oikk, bias_o):
+    def construct(self, x, weight_oikk, bias_o=None):
         s, t, pad = self.stride, self.taps, self.pad
         out_channels, channels = weight_oikk.shape[0], weight_oikk.shape[1]
         height_axis = 2 if self.from_image else 1
@@ -222,7 +238,9 @@ class Conv2d(nn.Cell):
         weight = _fit(_fit(weight_oikk, 2, 0, t * s), 3, 0, t * s)
         weight = ops.transpose(weight.reshape(out_channels, channels, t, s, t, s), (0, 2, 4, 1, 3, 5))
         y = _matmul_tb(x.reshape(-1, x.shape[2]), weight.reshape(out_channels, -1))
-        y = ops.bias_add(y, bias_o).reshape(-1, rows, grid_cols, out_channels)
+        if bias_o is not None:
+            y = ops.bias_add(y, bias_o)
+        y = y.reshape(-1, rows, grid_cols, out_channels)
         return y[:, :, :cols] if t > 1 else y
 
 

@@ -19,17 +19,25 @@ class Linear(nn.Cell):
 
 
 class Gelu(nn.Cell):
-    """x * Phi(x) with the exact normal distribution, not MindSpore's default tanh form."""
+    """x * Phi(x) with the exact normal distribution; "tanh" is MindSpore's own default."""
+
+    def __init__(self, approximate: str = "none"):
+        super().__init__()
+        self.approximate = approximate
 
     def construct(self, x):
-        return ops.gelu(x, approximate="none")
+        return ops.gelu(x, approximate=self.approximate)
 
 
 class MlpHidden(nn.Cell):
     """gelu(x W^T + b)."""
 
+    def __init__(self, approximate: str = "none"):
+        super().__init__()
+        self.approximate = approximate
+
     def construct(self, x_ti, weight_oi, bias_o):
-        return ops.gelu(ops.dense(x_ti, weight_oi, bias_o), approximate="none")
+        return ops.gelu(ops.dense(x_ti, weight_oi, bias_o), approximate=self.approximate)
 
 
 class LayerNorm(nn.Cell):
@@ -81,14 +89,14 @@ def _attend(q, k, v):
 
 
 class Conv2d(nn.Cell):
-    """Convolution with bias on maps [B, C, H, W]."""
+    """Convolution on maps [B, C, H, W]."""
 
     def __init__(self, kernel: int, stride: int, pad: int, from_image: bool = False):
         super().__init__()
         del from_image  # images and maps have one layout here
         self.stride, self.pad, self.kernel = stride, pad, kernel
 
-    def construct(self, x_bchw, weight_oikk, bias_o):
+    def construct(self, x_bchw, weight_oikk, bias_o=None):
         return ops.conv2d(x_bchw, weight_oikk, bias_o, stride=self.stride, pad_mode="pad", padding=self.pad)
 
 

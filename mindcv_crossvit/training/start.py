@@ -34,8 +34,9 @@ def check_fits(checkpoint: Checkpoint, recipe: Recipe, class_names: tuple[str, .
     meta, problems = checkpoint.meta, []
     ours = model_of(recipe)
     for key in sorted({*ours, *meta["model"]}):
-        if _plain(ours.get(key)) != _plain(meta["model"].get(key)):
-            problems.append(f"model.{key} is {meta['model'].get(key)} in the checkpoint, {ours.get(key)} in the recipe")
+        given = [model.get(key, "the default") for model in (meta["model"], ours)]
+        if _plain(given[0]) != _plain(given[1]):
+            problems.append(f"model.{key} is {given[0]} in the checkpoint, {given[1]} in the recipe")
     theirs = tuple(meta["class_names"])
     if theirs != class_names:
         problems.append(_class_difference(theirs, class_names))
