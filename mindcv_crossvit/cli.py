@@ -1,4 +1,4 @@
-"""The command line of train.py and validate.py; everything else is said in the recipe."""
+"""The command lines of the scripts; what a run is, is said in its recipe."""
 
 from __future__ import annotations
 
@@ -28,6 +28,25 @@ def validate_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of validate.py."""
     parser = _parser("Score a checkpoint: top-1, top-5 and cross-entropy over every picture once.")
     parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint")
+    return parser.parse_args(argv)
+
+
+def predict_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of predict.py."""
+    parser = argparse.ArgumentParser(description="Name the classes of pictures.", allow_abbrev=False)
+    parser.add_argument("pictures", nargs="+", metavar="PICTURE_OR_FOLDER", help="folders with all below them")
+    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint, or a run folder")
+    parser.add_argument("--top", type=int, metavar="K", help="classes to name for each picture (default: 5)")
+    parser.add_argument("--json", action="store_true", help="a JSON object per picture and line")
+    parser.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="the trained weights (default) or their moving average",
+    )
+    parser.add_argument(
+        "--attention", metavar="DIR", help="draw what the class tokens attend to, a PNG per picture in this folder"
+    )
     return parser.parse_args(argv)
 
 

@@ -12,6 +12,8 @@ DIVERGED = 3
 """Exit code of a run whose loss became infinite or not a number."""
 STOPPED = 4
 """Exit code of a run that saved and ended because SIGTERM or SIGINT asked for it."""
+UNREADABLE = 5
+"""Exit code of a prediction that answered some pictures and could not read others."""
 MOST_NAMED = 40
 """Names a message lists at the most."""
 

@@ -35,7 +35,7 @@ def choose_folder(recipe: Recipe, resume: bool) -> Path:
         while _numbered(recipe.name, len(taken)).joinpath(METRICS).exists():
             taken.append(_numbered(recipe.name, len(taken)))
         folder = taken[-1] if resume and taken else _numbered(recipe.name, len(taken))
-    _check_writable(folder)
+    check_writable(folder, "run.output")
     return folder
 
 
@@ -43,14 +43,15 @@ def _numbered(name: str, count: int) -> Path:
     return Path("runs") / (name if count == 0 else f"{name}-{count + 1}")
 
 
-def _check_writable(folder: Path) -> None:
+def check_writable(folder: Path, said: str) -> None:
+    """Refuses a folder that cannot be made or written to. Raises UserError that begins with `said`, the option."""
     place = folder
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise UserError(f"run.output: {place} is a file, not a folder")
+        raise UserError(f"{said}: {place} is a file, not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"run.output: no write access to {place}")
+        raise UserError(f"{said}: no write access to {place}")
 
 
 class Journal:

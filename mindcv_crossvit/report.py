@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .evaluation import Score
+    from .inference import Answer
     from .training.checkpoint import Checkpoint
 
 CURVES = "curves.png"
@@ -97,3 +98,19 @@ def score_table(scores: dict[str, Score], checkpoint: Checkpoint) -> str:
     raw = scores["model"]
     rows.append(("images", f"{raw.images:,} counted once" + (f", {raw.skipped} skipped" if raw.skipped else "")))
     return "\n".join(f"{name:<15} {text}" for name, text in rows)
+
+
+def answer_facts(path: Path, answers: list[Answer], drawing: Path | None) -> dict[str, Any]:
+    """The likeliest classes of one picture as plain values, likeliest first."""
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "classes": [{"class": a.name, "index": a.index, "probability": a.probability} for a in answers],
+    }
+    return facts | ({"attention": str(drawing)} if drawing else {})
+
+
+def answer_table(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    name = facts["path"].encode(errors="backslashreplace").decode()  # a file's name need not be text
+    lines = [name, *(f"  {100 * c['probability']:6.2f} %  {c['class']}" for c in facts["classes"])]
+    return "\n".join([*lines, *([f"  attention drawn in {facts['attention']}"] if "attention" in facts else [])])

@@ -30,7 +30,7 @@ ROOMS = [
     "ops",
     "models",
 ]
-ROOMS += ["weights", "journal", "evaluation", "training", "report", "build", "cli"]
+ROOMS += ["weights", "journal", "evaluation", "training", "attention_picture", "build", "inference", "report", "cli"]
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",
@@ -117,6 +117,8 @@ def test_documented_commands_exist_and_are_understood(document, command):
     script = next(w for w in words if w.endswith((".py", ".sh")))
     assert (ROOT / script).is_file(), f"{document}: {command}"
     arguments = words[words.index(script) + 1 :]
+    if script == "predict.py":
+        cli.predict_arguments(arguments)
     if script in ("train.py", "validate.py") and arguments:
         parse = cli.train_arguments if script == "train.py" else cli.validate_arguments
         parsed = parse(arguments)

@@ -188,7 +188,7 @@ def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     labels: list[int] = []
     empty: list[str] = []
     for label, name in enumerate(names):
-        found = sorted(str(p) for p in (root / name).rglob("*") if _is_picture(p))
+        found = sorted(str(p) for p in (root / name).rglob("*") if is_picture(p))
         paths += found
         labels += [label] * len(found)
         if not found:
@@ -200,7 +200,7 @@ def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:
     return names, paths, np.array(labels, np.int64)
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
     """By its ending; hidden files, such as macOS's `._name.jpg`, are none."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 

@@ -90,7 +90,11 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """RGB picture of any size -> float32 [3, size, size]."""
-        return self.normalise(centre_crop(resize_shorter(image, int(self.size / self.crop_fraction)), self.size))
+        return self.normalise(self.square(image))
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that the model sees, [size, size] pixels."""
+        return centre_crop(resize_shorter(image, int(self.size / self.crop_fraction)), self.size)
 
 
 def resize_shorter(image: Image.Image, side: int) -> Image.Image:
