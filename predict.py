@@ -17,11 +17,10 @@ from mindcv_crossvit import cli, runtime
 from mindcv_crossvit.attention_picture import draw, targets
 from mindcv_crossvit.data.pictures import PictureReader, find_pictures
 from mindcv_crossvit.errors import UNREADABLE, run_main
-from mindcv_crossvit.inference import CheckpointPredictor, check_request, padded, preprocessing_of, top_classes
+from mindcv_crossvit.export.run import needs_mindspore, open_predictor, read_trained, trained_preprocessing
+from mindcv_crossvit.inference import check_request, padded, top_classes
 from mindcv_crossvit.journal import check_writable
 from mindcv_crossvit.report import answer_facts, answer_table
-from mindcv_crossvit.training.checkpoint import read_checkpoint
-from mindcv_crossvit.training.start import resolve
 
 BATCH, ATTENTION_BATCH = 32, 8  # attention over 1157 tokens takes 0.1 GB a picture
 
@@ -29,21 +28,22 @@ BATCH, ATTENTION_BATCH = 32, 8  # attention over 1157 tokens takes 0.1 GB a pict
 def main() -> int:
     # What the user said, checked before MindSpore is imported.
     arguments = cli.predict_arguments()
-    checkpoint = read_checkpoint(resolve(Path(arguments.ckpt_path)))
-    top = check_request(checkpoint, arguments.top, arguments.weights, bool(arguments.attention))
+    trained = read_trained(Path(arguments.ckpt_path), arguments.runtime)
+    top = check_request(trained, arguments.top, arguments.weights, bool(arguments.attention))
     paths = find_pictures(arguments.pictures)
     drawings = {}
     if arguments.attention:
         check_writable(Path(arguments.attention), "--attention")
         drawings = targets(Path(arguments.attention), paths)
-    reader = PictureReader(paths, preprocessing_of(checkpoint).transform(), lambda text: print(text, file=sys.stderr))
+    reader = PictureReader(paths, trained_preprocessing(trained).transform(), lambda text: print(text, file=sys.stderr))
     size = min(len(paths), ATTENTION_BATCH if drawings else BATCH)
     batches = reader.batches(size)
     first = next(batches)
 
     # The model, and an answer for every picture.
-    runtime.start("auto")
-    predictor = CheckpointPredictor(checkpoint, arguments.weights)
+    if needs_mindspore(trained):
+        runtime.start("auto")
+    predictor = open_predictor(trained, arguments.weights, arguments.runtime)
     for pictures in chain([first], batches):
         images = padded([picture.pixels for picture in pictures], size)
         logits, panels = predictor.with_attention(images) if drawings else (predictor.logits(images), [])

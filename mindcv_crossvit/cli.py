@@ -27,7 +27,28 @@ def train_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def validate_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of validate.py."""
     parser = _parser("Score a checkpoint: top-1, top-5 and cross-entropy over every picture once.")
-    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint")
+    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint, or an exported file")
+    _add_runtime(parser)
+    return parser.parse_args(argv)
+
+
+def export_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of scripts/export.py."""
+    parser = argparse.ArgumentParser(description="Write a checkpoint as an ONNX or MindIR file.", allow_abbrev=False)
+    parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint, or a run folder")
+    parser.add_argument("--output", required=True, metavar="FILE", help="NAME.onnx or NAME.mindir, a new file")
+    parser.add_argument("--batch", type=int, metavar="N", help="ONNX: pictures of a call (default: 1)")
+    _add_weights(parser)
+    parser.add_argument(
+        "--pictures", action="append", metavar="PICTURE_OR_FOLDER", help="compare on these, too; may be repeated"
+    )
+    parser.add_argument(
+        "--check",
+        type=_difference,
+        default=1e-4,
+        metavar="DIFFERENCE",
+        help="the largest difference of a logit to the checkpoint's that is allowed (default: 1e-4)",
+    )
     return parser.parse_args(argv)
 
 
@@ -38,12 +59,8 @@ def predict_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint, or a run folder")
     parser.add_argument("--top", type=int, metavar="K", help="classes to name for each picture (default: 5)")
     parser.add_argument("--json", action="store_true", help="a JSON object per picture and line")
-    parser.add_argument(
-        "--weights",
-        choices=("model", "ema"),
-        default="model",
-        help="the trained weights (default) or their moving average",
-    )
+    _add_weights(parser)
+    _add_runtime(parser)
     parser.add_argument(
         "--attention", metavar="DIR", help="draw what the class tokens attend to, a PNG per picture in this folder"
     )
@@ -64,6 +81,31 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help="any recipe key, e.g. schedule.epochs=10",
     )
     return parser
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("model", "ema"),
+        default="model",
+        help="the trained weights (default) or their moving average",
+    )
+
+
+def _add_runtime(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--runtime", metavar="onnxruntime|openvino", help="what runs an ONNX file (default: what is there)"
+    )
+
+
+def _difference(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0, such as 1e-4, got {text!r}")
+    return value
 
 
 def _true_or_false(text: str) -> bool:

@@ -14,6 +14,8 @@ STOPPED = 4
 """Exit code of a run that saved and ended because SIGTERM or SIGINT asked for it."""
 UNREADABLE = 5
 """Exit code of a prediction that answered some pictures and could not read others."""
+DIFFERS = 6
+"""Exit code of an export whose file does not give the checkpoint's logits."""
 MOST_NAMED = 40
 """Names a message lists at the most."""
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from .data.views import eval_jobs
 from .runtime import Runtime
 
 VIEW = "val"
+Logits = Callable[[np.ndarray], np.ndarray]
+"""From images, float32 [B, 3, S, S], to logits, float32 [B, classes]."""
 
 
 @dataclass(frozen=True)
@@ -29,30 +32,43 @@ class Score:
     skipped: int = 0
 
 
+@contextmanager
+def scoring(model: nn.Cell) -> Iterator[Logits]:
+    """A model's logits, in evaluation mode as long as it lasts."""
+    was_training = model.training
+    model.set_train(False)
+    try:
+        yield lambda images: model(Tensor(images)).asnumpy()
+    finally:
+        model.set_train(was_training)
+
+
 def evaluate(
-    model: nn.Cell, loader: Loader, labels: np.ndarray, batch: int, runtime: Runtime, say: Callable[[str], None] = print
+    logits_of: Logits,
+    loader: Loader,
+    labels: np.ndarray,
+    batch: int,
+    runtime: Runtime,
+    say: Callable[[str], None] = print,
 ) -> Score:
-    """Scores a model on the loader's `val` view.
+    """Scores logits on the loader's `val` view.
 
     labels: [N] of the whole set. batch: pictures per rank and step. Logits of the padding rows are masked out; the
     per-picture outcomes of all ranks are put back into the set's order and summed there in float64, so that the
     result does not depend on how they were divided. Raises RuntimeError when a picture was not counted once.
     """
-    was_training = model.training
-    model.set_train(False)
     jobs = eval_jobs(len(labels), batch, runtime.rank, runtime.world)
     losses = np.full((len(jobs), batch), np.nan, np.float32)
     positions = np.full((len(jobs), batch), -1, np.int32)
     skipped = 0
     for k, (job, arrays, bad) in enumerate(loader.batches(VIEW, jobs)):
         count = len(job.indices)
-        logits = model(Tensor(arrays["images"])).asnumpy()[:count]
+        logits = logits_of(arrays["images"])[:count]
         losses[k, :count], positions[k, :count] = outcomes(logits, labels[job.indices])
         for row, reason in bad:
             positions[k, row] = -1
             skipped += 1
             say(f"skipped: {reason}")
-    model.set_train(was_training)
     skipped = int(runtime.gather(np.array([skipped], np.int32)).sum())
     return _total(_in_order(losses, runtime), _in_order(positions, runtime), len(labels), skipped)
 

@@ -14,7 +14,7 @@ from .errors import UserError
 from .models.catalog import MINDCV_PREFIX
 from .recipe import Recipe
 from .recipe_file import parse_recipe
-from .training.checkpoint import Checkpoint
+from .training.checkpoint import Checkpoint, Described
 
 if TYPE_CHECKING:
     from mindspore import nn
@@ -73,17 +73,21 @@ def preprocessing_of(checkpoint: Checkpoint) -> Preprocessing:
     return Preprocessing(recipe.model.image_size, recipe.evaluate.crop_fraction, recipe.data.mean, recipe.data.std)
 
 
-def model_from_checkpoint(checkpoint: Checkpoint, ops: str = "auto", part: str = "model") -> nn.Cell:
-    """The trained model, in evaluation mode and in the precision it was trained in.
+def model_from_checkpoint(
+    checkpoint: Checkpoint, ops: str = "auto", part: str = "model", precision: str | None = None
+) -> nn.Cell:
+    """The trained model, in evaluation mode.
 
     ops: `auto` (by device), `standard` or `composed`. part: `model` for the weights, `ema` for their moving average.
+    precision: O0 to O3, None for what it was trained in.
     Raises UserError when the checkpoint's tensors do not fit its own description, or MindCV has no such model.
     """
     from .build import build_model
     from .training.state import load_model
 
     recipe = recipe_of(checkpoint)
-    recipe = replace(recipe, run=replace(recipe.run, ops=ops))
+    run = replace(recipe.run, ops=ops, precision=precision or recipe.run.precision)
+    recipe = replace(recipe, run=run)
     model = build_model(recipe, len(checkpoint.meta["class_names"]))
     load_model(model, checkpoint, part)
     return model.set_train(False)
@@ -92,10 +96,10 @@ def model_from_checkpoint(checkpoint: Checkpoint, ops: str = "auto", part: str =
 class CheckpointPredictor:
     """A Predictor from a checkpoint; `model` is the Cell, see model_from_checkpoint for what it raises."""
 
-    def __init__(self, checkpoint: Checkpoint, part: str = "model", ops: str = "auto"):
+    def __init__(self, checkpoint: Checkpoint, part: str = "model", ops: str = "auto", precision: str | None = None):
         self.class_names = tuple(checkpoint.meta["class_names"])
         self.preprocessing = preprocessing_of(checkpoint)
-        self.model = model_from_checkpoint(checkpoint, ops, part)
+        self.model = model_from_checkpoint(checkpoint, ops, part, precision)
         self._reader: AttentionReader | None = None
 
     def logits(self, images: np.ndarray) -> np.ndarray:
@@ -157,19 +161,25 @@ def top_classes(logits: np.ndarray, class_names: tuple[str, ...], count: int) ->
     return [Answer(class_names[int(i)], int(i), float(probabilities[i])) for i in best]
 
 
-def check_request(checkpoint: Checkpoint, top: int | None, part: str, attention: bool) -> int:
+def check_request(trained: Described, top: int | None, part: str, attention: bool) -> int:
     """The number of classes to name: `top`, or 5, or all where there are fewer.
 
-    Raises UserError with everything the checkpoint cannot give.
+    Raises UserError with everything a checkpoint, or a file exported from one, cannot give.
     """
-    classes, name = len(checkpoint.meta["class_names"]), checkpoint.meta["model"]["name"]
+    classes, name = len(trained.meta["class_names"]), trained.meta["model"]["name"]
     problems = []
     if top is not None and not 1 <= top <= classes:
-        problems.append(f"--top {top}: expected 1 to {classes}, the classes of {checkpoint.path}")
-    if part == "ema" and not checkpoint.part("ema"):
-        problems.append(f"--weights ema: {checkpoint.path} has no moving average (ema.decay was null); use model")
-    if attention and name.startswith(MINDCV_PREFIX):
-        problems.append(f"--attention: {name} has no class tokens that attend to patches; only this suite's models do")
+        problems.append(f"--top {top}: expected 1 to {classes}, the classes of {trained.path}")
+    if not isinstance(trained, Checkpoint):
+        if part == "ema":
+            problems.append(f"--weights ema: {trained.path} has the weights that were exported; leave the option out")
+        if attention:
+            problems.append(f"--attention: {trained.path} gives logits only; draw with the checkpoint")
+    else:
+        if part == "ema" and not trained.part("ema"):
+            problems.append(f"--weights ema: {trained.path} has no moving average (ema.decay was null); use model")
+        if attention and name.startswith(MINDCV_PREFIX):
+            problems.append(f"--attention: {name} has no class tokens that attend to patches; only this suite's do")
     if problems:
         raise UserError(problems)
     return min(5, classes) if top is None else top

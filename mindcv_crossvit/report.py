@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .evaluation import Score
     from .inference import Answer
-    from .training.checkpoint import Checkpoint
+    from .training.checkpoint import Described
 
 CURVES = "curves.png"
 
@@ -77,7 +77,7 @@ def draw_comparison(runs: dict[str, list[Path]], path: Path) -> None:
     plt.close(figure)
 
 
-def score_facts(scores: dict[str, Score], checkpoint: Checkpoint) -> dict[str, Any]:
+def score_facts(scores: dict[str, Score], checkpoint: Described) -> dict[str, Any]:
     """The scores of a checkpoint's weights (`model`) and of their moving average (`ema`, if any) as plain values."""
     raw = scores["model"]
     facts: dict[str, Any] = {"top1": raw.top1, "top5": raw.top5, "loss": raw.loss, "images": raw.images}
@@ -86,7 +86,7 @@ def score_facts(scores: dict[str, Score], checkpoint: Checkpoint) -> dict[str, A
     return {**facts, "checkpoint": str(checkpoint.path), "model": checkpoint.meta["model"]["name"]}
 
 
-def score_table(scores: dict[str, Score], checkpoint: Checkpoint) -> str:
+def score_table(scores: dict[str, Score], checkpoint: Described) -> str:
     """The same for people."""
     rows = [
         ("model", checkpoint.meta["model"]["name"]),

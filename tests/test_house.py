@@ -30,7 +30,18 @@ ROOMS = [
     "ops",
     "models",
 ]
-ROOMS += ["weights", "journal", "evaluation", "training", "attention_picture", "build", "inference", "report", "cli"]
+ROOMS += [
+    "weights",
+    "journal",
+    "evaluation",
+    "training",
+    "attention_picture",
+    "build",
+    "inference",
+    "export",
+    "report",
+    "cli",
+]
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",

@@ -45,3 +45,6 @@ def linear_matrix(size: int, new_size: int) -> np.ndarray:
         matrix[left, column] += 1 - share
         matrix[min(left + 1, size - 1), column] += share
     return matrix
+
+
+MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from .interpolation import cubic_matrix, linear_matrix
-
-MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}
+from .interpolation import MATRICES
 
 
 class Resize(nn.Cell):

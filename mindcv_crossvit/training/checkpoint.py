@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,13 +26,28 @@ HEADER_KEY = "mindcv_crossvit"
 SUFFIX = ".safetensors"
 
 
+class Described(Protocol):
+    """Trained weights that know their model, classes and update: a checkpoint, or what was exported from one."""
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """`model`, `class_names`, `update` and more."""
+        ...
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read: tensors by name, and the metadata."""
+    """What was read: tensors by name, the metadata, and the checksum over both."""
 
     path: Path
     tensors: dict[str, np.ndarray]
     meta: dict[str, Any]
+    checksum: str = ""
 
     def part(self, prefix: str) -> dict[str, np.ndarray]:
         """The tensors of one part (`model`, `optimizer`), without its prefix."""
@@ -74,7 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of this suite: its header has no {HEADER_KEY} entry")
     if header != {HEADER_KEY: header[HEADER_KEY], "checksum": _checksum(tensors, header[HEADER_KEY])}:
         raise UserError(f"{path}: damaged: its checksum does not fit its contents")
-    return Checkpoint(path, tensors, json.loads(header[HEADER_KEY]))
+    return Checkpoint(path, tensors, json.loads(header[HEADER_KEY]), header["checksum"])
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:

@@ -14,7 +14,7 @@ from mindspore import nn
 from ..data.draws import drop_path_scale
 from ..data.loader import Batch, Loader
 from ..data.views import Job, Order, train_jobs
-from ..evaluation import Score, evaluate
+from ..evaluation import Score, evaluate, scoring
 from ..journal import Chrono, Journal, duration
 from ..plan import Plan
 from ..process import StopRequest
@@ -163,7 +163,8 @@ def _validate(t: Training, epoch: int) -> Score:
 
 
 def _score(t: Training) -> Score:
-    return evaluate(t.model, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
+    with scoring(t.model) as logits:
+        return evaluate(logits, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
 
 
 def _save(t: Training) -> bool:

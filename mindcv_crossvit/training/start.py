@@ -17,7 +17,7 @@ from ..models.shapes import parameter_shapes
 from ..recipe import Recipe
 from ..weights.fit import Fit, fit, is_head
 from ..weights.read import Weights, read_weights
-from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, read_checkpoint
+from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, Described, read_checkpoint
 
 
 def find_checkpoint(recipe: Recipe, folder: Path, resume: str | None, say=print) -> Checkpoint | None:
@@ -34,7 +34,7 @@ def resolve(path: Path) -> Path:
     return path / f"last{SUFFIX}" if path.is_dir() else path
 
 
-def check_fits(checkpoint: Checkpoint, recipe: Recipe, class_names: tuple[str, ...]) -> None:
+def check_fits(checkpoint: Described, recipe: Recipe, class_names: tuple[str, ...]) -> None:
     """Refuses a checkpoint of another model or other classes. Raises UserError with every difference."""
     meta, problems = checkpoint.meta, []
     ours = model_of(recipe)
