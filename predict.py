@@ -18,7 +18,7 @@ from mindcv_crossvit.attention_picture import draw, targets
 from mindcv_crossvit.data.pictures import PictureReader, find_pictures
 from mindcv_crossvit.errors import UNREADABLE, run_main
 from mindcv_crossvit.export.run import needs_mindspore, open_predictor, read_trained, trained_preprocessing
-from mindcv_crossvit.inference import check_request, padded, top_classes
+from mindcv_crossvit.inference import CheckpointPredictor, check_request, padded, top_classes
 from mindcv_crossvit.journal import check_writable
 from mindcv_crossvit.report import answer_facts, answer_table
 
@@ -46,7 +46,10 @@ def main() -> int:
     predictor = open_predictor(trained, arguments.weights, arguments.runtime)
     for pictures in chain([first], batches):
         images = padded([picture.pixels for picture in pictures], size)
-        logits, panels = predictor.with_attention(images) if drawings else (predictor.logits(images), [])
+        if drawings and isinstance(predictor, CheckpointPredictor):
+            logits, panels = predictor.with_attention(images)
+        else:
+            logits, panels = predictor.logits(images), []
         for row, picture in enumerate(pictures):
             drawing = drawings.get(picture.path)
             if drawing:

@@ -11,7 +11,6 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,7 +22,7 @@ from mindcv_crossvit.journal import versions
 from mindcv_crossvit.training.checkpoint import SUFFIX, write_checkpoint
 from mindcv_crossvit.weights.names import MINDCV, OFFICIAL, OTHER, SUITE, TIMM, family, to_timm
 from mindcv_crossvit.weights.read import PARTS, Weights, read_weights
-from mindcv_crossvit.weights.variant import find_variant
+from mindcv_crossvit.weights.variant import as_checkpoint, find_variant
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +102,6 @@ def save(tensors: dict[str, np.ndarray], target: Path) -> None:
 def to_suite(weights: Weights, target: Path, arguments: argparse.Namespace) -> None:
     """A checkpoint of the suite that says which model and classes it is for."""
     variant = find_variant(weights)
-    model: dict[str, Any] = {"name": variant.name, **variant.overrides}
     names = (weights.meta or {}).get("class_names")
     if arguments.class_names:
         names = class_names(Path(arguments.class_names))
@@ -116,9 +114,8 @@ def to_suite(weights: Weights, target: Path, arguments: argparse.Namespace) -> N
         raise UserError(f"--class-names: {len(names)} classes, the weights are for {variant.num_classes}")
     changes = [f"{k}={v}" for k, v in variant.overrides.items()]
     tell("model", ", ".join([variant.name, f"{variant.num_classes} classes", *changes]))
-    origin = {"file": weights.path.name, "kind": weights.kind, "part": arguments.part}
-    meta = {"model": model, "class_names": list(names), "update": 0, "converted_from": origin, "versions": versions()}
-    write_checkpoint(target, {f"model.{n}": t for n, t in weights.tensors.items()}, meta)
+    checkpoint = as_checkpoint(weights, names)
+    write_checkpoint(target, checkpoint.tensors, {**checkpoint.meta, "versions": versions()})
 
 
 def class_names(path: Path) -> list[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..models.crossvit_config import FIELDS, VARIANTS, CrossViTConfig
 from ..models.shapes import Shapes, parameter_shapes
+from ..training.checkpoint import Checkpoint
 from .names import OFFICIAL
 from .read import Weights
 
@@ -46,6 +48,27 @@ def find_variant(weights: Weights) -> Variant:
         f"{weights.path}: no model of this suite has these shapes; the nearest is {nearest}, where {len(wrong)} tensors"
         f" differ, first {', '.join(wrong[:3])}"
     )
+
+
+def as_checkpoint(weights: Weights, class_names: Sequence[str] = ()) -> Checkpoint:
+    """Weights of another origin as a checkpoint of the released model they belong to, to be scored and asked.
+
+    class_names: where there are as many as the heads have outputs, these; else the outputs' numbers. Pictures are
+    prepared as the official evaluation does. Raises UserError, see find_variant.
+    """
+    variant = find_variant(weights)
+    model = {"name": variant.name, **variant.overrides}
+    fitting = len(class_names) == variant.num_classes
+    crop_fraction = 1.0 if variant.name.endswith("_384") else 0.875
+    meta = {
+        "model": model,
+        "class_names": list(class_names) if fitting else [str(k) for k in range(variant.num_classes)],
+        "recipe": {"name": variant.name, "model": model, "evaluate": {"crop_fraction": crop_fraction}},
+        "update": 0,
+        "best_top1": None,
+        "converted_from": {"file": weights.path.name, "kind": weights.kind},
+    }
+    return Checkpoint(weights.path, {f"model.{n}": t for n, t in weights.tensors.items()}, meta)
 
 
 def _config(name: str, overrides: dict[str, Any]) -> CrossViTConfig:
