@@ -1,15 +1,17 @@
-"""Score a checkpoint or an exported file on a recipe's validation pictures: every one once, on any number of devices.
+"""Score a checkpoint, weights of PyTorch or MindCV, or an exported file on a recipe's validation pictures.
 
     python validate.py -c configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet --ckpt_path /path/to/ckpt
 
-The last line is JSON: {"top1": .., "top5": .., "loss": .., "images": .., "checkpoint": .., "model": ..}, in percent;
-"ema_top1", "ema_top5" and "ema_loss" besides where the checkpoint has a moving average.
+Every picture counts once, on any number of devices. The last line is JSON: {"top1": .., "top5": .., "loss": ..,
+"images": .., "checkpoint": .., "model": ..}, in percent; "ema_top1", "ema_top5" and "ema_loss" besides where the
+checkpoint has a moving average.
 """
 
 import json
 from pathlib import Path
 
 from mindcv_crossvit import cli, runtime
+from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.errors import run_main
 from mindcv_crossvit.export.run import every_logits, read_trained
@@ -23,7 +25,8 @@ def main() -> int:
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
-    trained = read_trained(Path(arguments.ckpt_path), arguments.runtime)
+    trained = read_trained(Path(arguments.ckpt_path), arguments.runtime, data.class_names)
+    recipe, _ = adapt(recipe, data, pretrained=True, begun=trained.meta.get("recipe") or trained.meta)
     check_fits(trained, recipe, data.class_names)
 
     from mindcv_crossvit import build

@@ -44,9 +44,8 @@ def adapt(
     said = []
     for key, rule in rules:
         if key in recipe.auto:
-            value, why = rule(recipe, data, pretrained)
-            if begun:
-                value, why = _value(begun, key), "as the run began"
+            decided = _value(begun, key) if begun else None
+            value, why = (decided, "as the run began") if decided is not None else rule(recipe, data, pretrained)
             recipe = _with(recipe, key, value)
             said.append(f"{key} {_shown(value)}: {why}")
     return replace(recipe, auto=()), said
@@ -110,7 +109,7 @@ def _steps(recipe: Recipe, data: Splits) -> int:
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
     section, name = key.split(".")
-    value = values[section][name]
+    value = values.get(section, {}).get(name)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -14,6 +14,10 @@ from .errors import UserError
 
 COLOURS = "magma"
 OPACITY = 0.65
+SIDE = 224
+"""Pixels a drawn map has at least, so that maps over tiny pictures are smooth."""
+TINY = 1e-30
+"""In place of zero where a class token attends to no patch at all."""
 
 
 class Panel(NamedTuple):
@@ -30,12 +34,16 @@ def upsample(weights: np.ndarray, side: int) -> np.ndarray:
 
 
 def overlay(square: Image.Image, weights: np.ndarray) -> np.ndarray:
-    """uint8 [S, S, 3]: the picture in grey under the colours of the weights, black for 0, brightest for the maximum."""
+    """uint8 [R, R, 3]: the picture in grey under the colours of the weights, black for 0, brightest for the maximum.
+
+    R: the picture's side times the smallest whole number that makes it SIDE or more.
+    """
     from matplotlib import colormaps
 
-    heat = upsample(weights, square.size[0])
-    colours = colormaps[COLOURS](heat / max(float(weights.max()), np.finfo(np.float32).tiny))[..., :3]
-    grey = np.asarray(square.convert("L"), np.float64)[..., None] / 255
+    side = square.size[0] * -(-SIDE // square.size[0])
+    colours = colormaps[COLOURS](upsample(weights, side) / max(float(weights.max()), TINY))[..., :3]
+    large = square.convert("L").resize((side, side), Image.Resampling.NEAREST)
+    grey = np.asarray(large, np.float64)[..., None] / 255
     return np.rint(255 * (OPACITY * colours + (1 - OPACITY) * grey)).astype(np.uint8)
 
 
@@ -49,12 +57,12 @@ def draw(path: Path, square: Image.Image, panels: Sequence[Panel]) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 1 + len(panels), figsize=(2.4 * (1 + len(panels)), 2.9), layout="constrained")
+    figure, axes = plt.subplots(1, 1 + len(panels), figsize=(2.4 * (1 + len(panels)), 3.2), layout="constrained")
     axes[0].imshow(square)
     axes[0].set_title("the picture, as the model sees it", fontsize=8)
     for axis, panel in zip(axes[1:], panels, strict=True):
         axis.imshow(overlay(square, panel.weights))
-        peak = panel.weights.max() / panel.weights.mean()
+        peak = panel.weights.max() / max(float(panel.weights.mean()), TINY)
         axis.set_title(f"{panel.title}\npeak {peak:.1f} x mean", fontsize=8)
     for axis in axes:
         axis.axis("off")

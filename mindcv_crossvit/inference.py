@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from .attention_picture import Panel
 from .data.transforms import EvalTransform, Normalise
 from .errors import UserError
 from .models.catalog import MINDCV_PREFIX
@@ -17,6 +18,8 @@ from .training.checkpoint import Checkpoint, Described
 
 if TYPE_CHECKING:
     from mindspore import nn
+
+    from .models.attention_maps import AttentionMaps, AttentionReader
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,36 @@ class CheckpointPredictor:
         self.class_names = tuple(checkpoint.meta["class_names"])
         self.preprocessing = preprocessing_of(checkpoint)
         self.model = model_from_checkpoint(checkpoint, ops, part, precision)
+        self._reader: AttentionReader | None = None
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """See Predictor."""
         from mindspore import Tensor
 
         return self.model(Tensor(images)).asnumpy()
+
+    def with_attention(self, images: np.ndarray) -> tuple[np.ndarray, list[list[Panel]]]:
+        """The logits, and what each picture's class tokens attend to; of the same pass. Only models of this suite."""
+        from .models.attention_maps import AttentionReader
+
+        self._reader = self._reader or AttentionReader(self.model)
+        maps = self._reader(images)
+        return maps.logits, attention_panels(maps)
+
+
+def attention_panels(maps: AttentionMaps) -> list[list[Panel]]:
+    """Four panels of each picture: the last encoder's cross-attention, mean over heads, and rollout, per branch."""
+    from .models.attention_maps import patch_grid, rollout
+
+    small, large = (patch_grid(cross.mean(1)) for cross in maps.cross)
+    rolled_small, rolled_large = (patch_grid(rollout(blocks)[:, 0]) for blocks in maps.blocks)
+    titles = [
+        "last encoder: small branch's\ntoken reads large patches",
+        "last encoder: large branch's\ntoken reads small patches",
+    ]
+    titles += ["rollout,\nsmall branch", "rollout,\nlarge branch"]
+    rows = zip(small, large, rolled_small, rolled_large, strict=True)
+    return [[Panel(title, grid) for title, grid in zip(titles, row, strict=True)] for row in rows]
 
 
 def padded(pictures: Sequence[np.ndarray], batch: int) -> np.ndarray:

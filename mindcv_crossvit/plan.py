@@ -45,8 +45,8 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         )
     per_device, group, notes = divide_batch(recipe, world)
     global_batch = recipe.batch.global_batch
-    # With repeats the official sampler keeps N // 256 * 256 of the repeated pictures.
-    length = train_images // 256 * 256 if recipe.augment.repeats > 1 else train_images
+    # With repeats the official sampler keeps N // 256 * 256 of the repeated pictures; fewer than 256 all stay here.
+    length = (train_images // 256 * 256 or train_images) if recipe.augment.repeats > 1 else train_images
     steps = max(length // global_batch, 1)
     if train_images < global_batch:
         notes.append(

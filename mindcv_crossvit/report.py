@@ -109,8 +109,8 @@ def answer_facts(path: Path, answers: list[Answer], drawing: Path | None) -> dic
     return facts | ({"attention": str(drawing)} if drawing else {})
 
 
-def answer_table(path: Path, answers: list[Answer], drawing: Path | None) -> str:
+def answer_table(facts: dict[str, Any]) -> str:
     """The same for people."""
-    name = str(path).encode(errors="backslashreplace").decode()  # a file's name need not be text
-    lines = [name, *(f"  {100 * a.probability:6.2f} %  {a.name}" for a in answers)]
-    return "\n".join([*lines, *([f"  attention drawn in {drawing}"] if drawing else [])])
+    name = facts["path"].encode(errors="backslashreplace").decode()  # a file's name need not be text
+    lines = [name, *(f"  {100 * c['probability']:6.2f} %  {c['class']}" for c in facts["classes"])]
+    return "\n".join([*lines, *([f"  attention drawn in {facts['attention']}"] if "attention" in facts else [])])

@@ -19,8 +19,8 @@ from mindcv_crossvit.report import draw_comparison, read_metrics
 SEEDS = (0, 1, 2)
 TRAIN = "python train.py --config configs/digits.yaml"
 SHORT = "--set schedule.epochs=8 --set schedule.warmup_epochs=1 --set evaluate.every_epochs=1"
-PRETRAIN = f"{TRAIN} --output {{folder}}/digits-0-4 --set 'data.classes=[\"0\",\"1\",\"2\",\"3\",\"4\"]'"
-NEW = f"{TRAIN} --output {{folder}}/{{name}}-{{seed}} --set 'data.classes=[\"5\",\"6\",\"7\",\"8\",\"9\"]' {SHORT}"
+PRETRAIN = f'{TRAIN} --output {{folder}}/digits-0-4 --set \'data.classes=["0","1","2","3","4"]\''
+NEW = f'{TRAIN} --output {{folder}}/{{name}}-{{seed}} --set \'data.classes=["5","6","7","8","9"]\' {SHORT}'
 SCRATCH = f"{NEW} --set run.seed={{seed}}"
 FINETUNE = f"{SCRATCH} --init-from {{folder}}/digits-0-4"
 PAGE = """# Finetuning
@@ -28,14 +28,15 @@ PAGE = """# Finetuning
 ## What a first run looks like
 
 ```bash
-python train.py --config configs/finetune_folder.yaml --data_dir /path/to/pictures --init-from /path/to/crossvit_9_240.pth
+python train.py --config configs/finetune_folder.yaml --data_dir /path/to/pictures --init-from /path/to/weights.pth
 ```
 
 `--init-from` takes the official `.pth` (read without PyTorch; nothing in it is run), timm's `.safetensors` or `.pth`,
-MindCV's `.ckpt` (with `--set model.numerics=mindcv`: MindCV computes another GELU and another resize), an own checkpoint
-or a run folder. The log says what became of every tensor. Heads for other classes begin fresh; with another picture
-size the position embeddings of both branches are resized. What is `auto` in the recipe follows from the pictures, and
-`--dry-run` shows the numbers with their reasons. Any of them can be given instead: `--set schedule.epochs=30`.
+MindCV's `.ckpt` (with `--set model.numerics=mindcv`: MindCV computes another GELU and another resize), a checkpoint of
+this suite or a run folder. The log says what became of every tensor. Heads for other classes begin fresh; with another
+picture size the position embeddings of both branches are resized. What is `auto` in the recipe follows from the
+pictures, and `--dry-run` shows the numbers with their reasons. Any of them can be given instead: `--set
+schedule.epochs=30`.
 
 | to | say |
 |---|---|
@@ -46,9 +47,9 @@ size the position embeddings of both branches are resized. What is `auto` in the
 
 ## Shown on digits
 
-A small CrossViT ({parameters:,} parameters) learns the handwritten digits 0 to 4 ({pretrain_images} pictures). Then it has {epochs} epochs, \
-{updates} updates, for the digits 5 to 9 ({images} pictures), once from those weights and once from fresh ones, all else \
-alike.
+A small CrossViT ({parameters:,} parameters) learns the handwritten digits 0 to 4 ({pretrain_images} pictures). Then it
+has {epochs} epochs, {updates} updates, for the digits 5 to 9 ({images} pictures), once from those weights and once from
+fresh ones, all else alike.
 
 ![Validation error over updates, finetuned and from scratch](finetune.png)
 

@@ -3,7 +3,7 @@
 python scripts/update_readme.py RUN [RUN ...]
 
 RUN: finished run folders of configs/digits.yaml, the first of which gives the picture. The table of models comes from
-docs/golden.json (scripts/check_golden.py) and docs/published.json.
+docs/published.json and docs/measured.json (scripts/verify_claims.py).
 """
 
 import json
@@ -13,23 +13,15 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import claims
 
 
 def variants() -> str:
     """The table of models."""
-    golden = json.loads((ROOT / "docs" / "golden.json").read_text())
-    published = json.loads((ROOT / "docs" / "published.json").read_text())["top1"]
-    lines = [
-        "| model | parameters | multiply-accumulates | top-1 in the paper | logits: largest difference |",
-        "|---|--:|--:|--:|--:|",
-    ]
-    for name, facts in golden["models"].items():
-        lines.append(
-            f"| `{name}` | {facts['parameters']:,} | {facts['macs'] / 1e9:.2f} G | {published[name]:.1f} % |"
-            f" {facts['difference']:.0e} |"
-        )
-    lines += ["", f"Differences to the official PyTorch models with weights by rule, measured on {golden['device']}."]
-    return "\n".join(lines)
+    docs = ROOT / "docs"
+    return claims.model_table(claims.load(docs / claims.PUBLISHED), claims.load(docs / claims.MEASURED))
 
 
 def digits(runs: list[Path]) -> str:

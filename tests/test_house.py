@@ -46,7 +46,7 @@ ROOMS += [
 EARLY = {
     "data.rand_augment": "settings",
     "models.crossvit_config": "settings",
-    "models.cubic": "settings",
+    "models.interpolation": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",
     "mindcv_bridge": "models",

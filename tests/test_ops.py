@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mindcv_crossvit.models import golden as rules
-from mindcv_crossvit.models.cubic import cubic_matrix
-from mindcv_crossvit.models.resize import BicubicResize
+from mindcv_crossvit.models.interpolation import cubic_matrix
+from mindcv_crossvit.models.resize import Resize
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
@@ -17,7 +17,9 @@ PRIMITIVES = {
     "linear": (lambda op: op.linear(), [(10, 6), (8, 6), (8,)]),
     "linear without bias": (lambda op: op.linear(), [(10, 6), (8, 6)]),
     "mlp_hidden": (lambda op: op.mlp_hidden(), [(10, 6), (8, 6), (8,)]),
+    "mlp_hidden, tanh": (lambda op: op.mlp_hidden("tanh"), [(10, 6), (8, 6), (8,)]),
     "gelu": (lambda op: op.gelu(), [(10, 6)]),
+    "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
     "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
@@ -73,8 +75,11 @@ def test_composed_equals_standard(primitive):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("kernel, stride, pad, size, from_image", CONVOLUTIONS)
-def test_convolutions_agree(kernel, stride, pad, size, from_image):
+@pytest.mark.parametrize(
+    "kernel, stride, pad, size, from_image, bias",
+    [*((*case, True) for case in CONVOLUTIONS), (7, 4, 3, 24, True, False), (3, 2, 1, 8, False, False)],
+)
+def test_convolutions_agree(kernel, stride, pad, size, from_image, bias):
     """The two keep maps in different layouts; through `to_tokens` they must be the same."""
     from mindspore import nn
 
@@ -84,12 +89,12 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image):
             self.conv, self.tokens = op.conv2d(kernel, stride, pad, from_image), op.to_tokens()
             self.channels_last = not (standard or from_image)
 
-        def construct(self, x, weight, bias):
+        def construct(self, x, weight, bias=None):
             if self.channels_last:
                 x = x.transpose(0, 2, 3, 1)
             return self.tokens(self.conv(x, weight, bias))
 
-    shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)]
+    shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)][: 3 if bias else 2]
     both = [
         values_and_gradients(lambda op: Conv(op, op.name == "standard"), n, shapes) for n in ("composed", "standard")
     ]
@@ -98,7 +103,7 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image):
 
 
 @pytest.mark.parametrize("name", ["composed", "standard"])
-def test_gelu_is_the_exact_one(name):
+def test_gelu_is_the_exact_one_or_the_tanh_form(name):
     from mindspore import Tensor
 
     from mindcv_crossvit.ops import choose
@@ -106,6 +111,8 @@ def test_gelu_is_the_exact_one(name):
     x = np.linspace(-12, 12, 20001).astype(np.float32)
     exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
     np.testing.assert_allclose(choose(name).gelu()(Tensor(x)).asnumpy(), exact, rtol=0, atol=1.5e-6)
+    form = np.array([v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x.astype(float)])
+    np.testing.assert_allclose(choose(name).gelu("tanh")(Tensor(x)).asnumpy(), form, rtol=0, atol=1.5e-6)
 
 
 @pytest.mark.parametrize("name", ["composed", "standard"])
@@ -127,7 +134,7 @@ def test_bicubic_resize_is_pytorchs():
     from mindspore import Tensor
 
     row = np.array([0, 1, 4, 9, 16, 25], np.float32)
-    resized = BicubicResize(6, 5)(Tensor(np.tile(row, (1, 1, 6, 1)))).asnumpy()
+    resized = Resize("bicubic", 6, 5)(Tensor(np.tile(row, (1, 1, 6, 1)))).asnumpy()
     expected = [0.0617506, 1.7110025, 6.1250014, 13.2909994, 24.3092594]
     np.testing.assert_allclose(resized[0, 0, 0], expected, atol=1.5e-5)  # PyTorch rounds, ours are the exact values
     np.testing.assert_allclose(cubic_matrix(240, 224).sum(0), 1, atol=1e-6)

@@ -19,7 +19,7 @@ from mindcv_crossvit.data.pictures import PictureReader, find_pictures
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise
 from mindcv_crossvit.errors import UserError
-from mindcv_crossvit.inference import check_request, padded, preprocessing_of, recipe_of, top_classes
+from mindcv_crossvit.inference import attention_panels, check_request, padded, preprocessing_of, recipe_of, top_classes
 from mindcv_crossvit.recipe import IMAGENET_MEAN, IMAGENET_STD, Data
 from mindcv_crossvit.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -238,13 +238,49 @@ def test_maps_are_upsampled_as_pytorch_does():
 
 def test_the_overlay_is_bright_where_the_weights_are():
     weights = np.array([[0, 0], [0, 1.0]])
-    bright = overlay(Image.new("RGB", (8, 8), (90, 20, 70)), weights).astype(int).sum(-1)
-    assert bright.shape == (8, 8) and bright[7, 7] == bright.max() and bright[0, 0] == bright.min() < bright[7, 7] / 3
-    np.testing.assert_array_equal(  # of any scale
-        overlay(Image.new("RGB", (8, 8)), weights), overlay(Image.new("RGB", (8, 8)), weights / 1024)
-    )
+    flat = Image.new("RGB", (8, 8), (90, 20, 70))
+    bright = overlay(flat, weights).astype(int).sum(-1)
+    assert bright.shape == (224, 224) and bright[0, 0] == bright.min() < bright[-1, -1] / 3
+    assert bright[-1, -1] == bright.max()
+    np.testing.assert_array_equal(overlay(flat, weights), overlay(flat, weights / 1024))
     lines = Image.fromarray(np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 255).convert("RGB")
-    assert np.ptp(overlay(lines, weights)[:2, :2]) > 50  # the picture shows through
+    assert np.ptp(overlay(lines, weights)[:56, :56]) > 50  # the picture shows through
+    assert overlay(flat.resize((240, 240)), np.zeros((2, 2))).shape == (240, 240, 3)
+
+
+def test_panels_are_the_patches_of_both_branches():
+    from mindcv_crossvit.models.attention_maps import AttentionMaps
+
+    def spike(count: int, *places: int) -> np.ndarray:
+        """[1, heads, count]: a head for each place, attending to it alone."""
+        return np.eye(count, dtype=np.float32)[list(places)][None]
+
+    cross = (spike(5, 2, 4), spike(10, 9, 9))  # the small branch has 3 x 3 patches and reads 2 x 2
+    blocks = ((np.full((1, 2, 10, 10), 0.1, np.float32),), (np.broadcast_to(spike(5, 3)[:, :, None], (1, 1, 5, 5)),))
+    small, large, rolled_small, rolled_large = attention_panels(AttentionMaps(np.zeros((1, 7)), blocks, cross))[0]
+    np.testing.assert_allclose(small.weights, [[0, 0.5], [0, 0.5]])
+    np.testing.assert_allclose(large.weights, [[0, 0, 0], [0, 0, 0], [0, 0, 1]])
+    np.testing.assert_allclose(rolled_small.weights, np.full((3, 3), 0.05))
+    np.testing.assert_allclose(rolled_large.weights, [[0, 0], [0.5, 0]])
+    assert "small branch" in small.title and "large branch" in rolled_large.title and "rollout" in rolled_large.title
+
+
+def test_attention_is_drawn_and_the_answers_stay(learned, digits, tmp_path):
+    some = sorted(digits.rglob("*.png"))[::40]
+    drawn = answers(
+        call("predict.py", *some, "--ckpt_path", learned, "--json", "--attention", tmp_path / "new" / "out")
+    )
+    plain = answers(call("predict.py", *some, "--ckpt_path", learned, "--json"))
+    assert len(drawn) == len(plain) == 9
+    for path, one, two in zip(some, drawn, plain, strict=True):
+        for a, b in zip(one["classes"], two["classes"], strict=True):
+            assert a["class"] == b["class"] and a["probability"] == pytest.approx(b["probability"], abs=1e-5)
+        assert one["attention"] == str(tmp_path / "new" / "out" / f"{path.relative_to(digits)}.png")
+        assert "attention" not in two
+        width, height = Image.open(one["attention"]).size
+        assert 3 * height < width < 5 * height
+    files = [Path(line["attention"]).read_bytes() for line in drawn]
+    assert len(set(files)) == 9
 
 
 def test_drawings_have_names_of_their_own(tmp_path):

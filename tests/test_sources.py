@@ -257,7 +257,8 @@ def test_chosen_classes_are_labelled_by_their_place():
 
 
 @pytest.mark.parametrize(
-    "names, expected", [(("1", "ten"), "no class 'ten'; known are 0, 1, 2"), (("1", "1"), "different"), ((), "different")]
+    "names, expected",
+    [(("1", "ten"), "no class 'ten'; known are 0, 1, 2"), (("1", "1"), "different"), ((), "different")],
 )
 def test_classes_that_are_not_there_are_refused(names, expected):
     assert expected in problem(Data(source="digits", classes=names))

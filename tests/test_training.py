@@ -64,7 +64,9 @@ def test_frozen_parameters_are_not_trained_and_unknown_patterns_are_refused():
     freeze(parameters, ["patch_embed.*", "blocks.0.blocks.1.*"])
     frozen = {p.name for p in parameters} - {p.name for p in model.trainable_params()}
     assert frozen == {n for n in (p.name for p in parameters) if n.startswith(("patch_embed.", "blocks.0.blocks.1."))}
-    with pytest.raises(UserError, match=r"optimizer.freeze: 'pach_embed.\*' matches no parameter; did you mean patch_embed\?"):
+    with pytest.raises(
+        UserError, match=r"optimizer.freeze: 'pach_embed.\*' matches no parameter; did you mean patch_embed\?"
+    ):
         freeze(parameters, ["pach_embed.*", "head.*"])
     with pytest.raises(UserError, match="nothing to train"):
         freeze(parameters, ["*"])

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..models.crossvit_config import NUMERICS, CrossViTConfig
-from ..models.cubic import MATRICES
+from ..models.interpolation import MATRICES
 from .graph import Graph
 
 INPUT, OUTPUT = "images", "logits"

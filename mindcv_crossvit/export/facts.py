@@ -74,8 +74,8 @@ def describe(checkpoint: Checkpoint, part: str, batch: int | None) -> dict[str, 
         "checkpoint": {
             "path": str(checkpoint.path),
             "checksum": checkpoint.checksum,
-            "best_top1_of_the_run": checkpoint.meta["best_top1"],
-            "versions": checkpoint.meta["versions"],
+            "best_top1_of_the_run": checkpoint.meta.get("best_top1"),
+            "versions": checkpoint.meta.get("versions"),
         },
     }
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError, nearest
-from ..inference import CheckpointPredictor, Predictor, Preprocessing, padded, preprocessing_of
+from ..inference import CheckpointPredictor, Preprocessing, padded, preprocessing_of
 from ..recipe import Recipe
 from ..training.checkpoint import Checkpoint, read_checkpoint
 from ..training.start import resolve
+from ..weights.read import read_weights
+from ..weights.variant import as_checkpoint
 from .crossvit_onnx import INPUT
 from .facts import MINDIR, Exported, is_exported, need, read_exported
 
@@ -96,10 +98,11 @@ RUNTIMES: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def read_trained(path: Path, runtime: str | None) -> Checkpoint | Exported:
-    """A checkpoint, or an exported file's facts; a run folder stands for its last checkpoint.
+def read_trained(path: Path, runtime: str | None, class_names: tuple[str, ...] = ()) -> Checkpoint | Exported:
+    """A checkpoint, weights of another origin as one, or an exported file's facts; a run folder is its last checkpoint.
 
-    runtime: see open_exported. Raises UserError, also where it does not fit the file.
+    runtime: see open_exported. class_names: for weights of another origin, which have none, see as_checkpoint.
+    Raises UserError, also where the runtime does not fit the file.
     """
     if is_exported(path):
         exported = read_exported(path)
@@ -107,7 +110,8 @@ def read_trained(path: Path, runtime: str | None) -> Checkpoint | Exported:
         return exported
     if runtime is not None:
         raise UserError(f"--runtime {runtime}: is for ONNX files, and {path} is none")
-    return read_checkpoint(resolve(path))
+    weights = read_weights(resolve(path))
+    return read_checkpoint(weights.path) if weights.meta else as_checkpoint(weights, class_names)
 
 
 def trained_preprocessing(trained: Checkpoint | Exported) -> Preprocessing:
@@ -120,7 +124,9 @@ def needs_mindspore(trained: Checkpoint | Exported) -> bool:
     return not isinstance(trained, Exported) or trained.path.suffix.lower() == MINDIR
 
 
-def open_predictor(trained: Checkpoint | Exported, part: str, runtime: str | None) -> Predictor:
+def open_predictor(
+    trained: Checkpoint | Exported, part: str, runtime: str | None
+) -> ExportedModel | CheckpointPredictor:
     """Either as a Predictor; part: a checkpoint's weights, `model` or `ema`."""
     if isinstance(trained, Exported):
         return ExportedModel(trained, choose_runtime(trained.path, runtime))

@@ -1,8 +1,5 @@
 """Resizing inside a model, as two products with a constant matrix.
 
-bicubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
-bilinear  MindCV's: corners on corners (align_corners=True)
-
 `mindspore.ops.interpolate(mode="bicubic")` differs from PyTorch by 0.45 on unit noise on the CPU backend.
 """
 
@@ -10,7 +7,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from .cubic import MATRICES
+from .interpolation import MATRICES
 
 
 class Resize(nn.Cell):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .crossvit_config import CrossViTConfig
+from .crossvit_config import NUMERICS, CrossViTConfig
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,7 +28,7 @@ def _patch_embed(config: CrossViTConfig, branch: int) -> Shapes:
     found: Shapes = {}
     for k, (inner, outer, kernel) in enumerate(((3, dim // 4, 7), (dim // 4, dim // 2, 3), (dim // 2, dim, 3))):
         found[f"{name}.{2 * k}.weight"] = (outer, inner, kernel, kernel)
-        if getattr(config, "numerics", "official") != "mindcv":  # MindCV's stem has no biases
+        if NUMERICS[config.numerics].stem_bias:  # MindCV's stem has no biases
             found[f"{name}.{2 * k}.bias"] = (outer,)
     return found
 

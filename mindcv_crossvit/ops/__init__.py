@@ -29,8 +29,8 @@ class Ops:
     attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
     class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
     conv2d(kernel, stride, pad, from_image)
-                                  (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own layout;
-                                  from_image marks the convolution whose input is an image [B, 3, H, W]
+                                  (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
+                                  layout; from_image marks the convolution whose input is an image [B, 3, H, W]
     to_tokens()                   map -> [B*N, C], row-major
     """
 

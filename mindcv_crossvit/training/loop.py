@@ -144,7 +144,7 @@ def _validate(t: Training, epoch: int) -> Score:
     """Scores the weights, and their moving average where there is one."""
 
     score = _score(t)
-    values = {"val_top1": score.top1, "val_top5": score.top5, "val_loss": score.loss}
+    values = {"val_top1": score.top1, "val_top5": score.top5, "val_loss": score.loss, "val_images": score.images}
     best, average = score.top1, ""
     if t.state.ema:
         with t.state.averaged():

@@ -7,12 +7,13 @@ fresh weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
 from ..models import catalog
+from ..models.crossvit_config import VARIANTS
 from ..models.shapes import parameter_shapes
 from ..recipe import Recipe
 from ..weights.fit import Fit, fit, is_head
@@ -37,11 +38,13 @@ def resolve(path: Path) -> Path:
 def check_fits(checkpoint: Described, recipe: Recipe, class_names: tuple[str, ...]) -> None:
     """Refuses a checkpoint of another model or other classes. Raises UserError with every difference."""
     meta, problems = checkpoint.meta, []
-    ours = model_of(recipe)
-    for key in sorted({*ours, *meta["model"]}):
-        given = [model.get(key, "the default") for model in (meta["model"], ours)]
-        if _plain(given[0]) != _plain(given[1]):
-            problems.append(f"model.{key} is {given[0]} in the checkpoint, {given[1]} in the recipe")
+    try:
+        given, ours = (_every_number(model) for model in (meta["model"], model_of(recipe)))
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{checkpoint.path}: what it says of its model makes none: {error}") from error
+    differing = [key for key in {**given, **ours} if _plain(given.get(key)) != _plain(ours.get(key))]
+    if differing and differing != ["name"]:
+        problems += [f"model.{k} is {given.get(k)} in the checkpoint, {ours.get(k)} in the recipe" for k in differing]
     theirs = tuple(meta["class_names"])
     if theirs != class_names:
         problems.append(_class_difference(theirs, class_names))
@@ -78,6 +81,14 @@ def fit_initial(weights: Weights, shapes: Mapping[str, tuple[int, ...]], numeric
 def model_of(recipe: Recipe) -> dict[str, Any]:
     """What makes two models the same: the name in the suite's spelling and the overrides."""
     return {"name": catalog.resolve(recipe.model.name), **recipe.model.overrides()}
+
+
+def _every_number(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's name and all that defines it; of MindCV's, what was said."""
+    name, overrides = catalog.resolve(model["name"]), {k: v for k, v in model.items() if k != "name"}
+    if name.startswith(catalog.MINDCV_PREFIX):
+        return dict(model)
+    return {"name": name, **asdict(VARIANTS[name].with_overrides(overrides))}
 
 
 def _class_difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:

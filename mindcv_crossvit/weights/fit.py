@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
-from ..models.cubic import cubic_matrix
+from ..models.interpolation import cubic_matrix
 from .names import MINDCV, OFFICIAL
 from .read import Weights
 
@@ -99,7 +99,7 @@ def fit(
         elif _can_be_resized(name, given.shape, shape):
             tensors[name] = resize_positions(given, shape[1])
             report.resized.append((name, given.shape[1], shape[1]))
-        elif is_head(name) and given.shape[1:] == shape[1:]:
+        elif is_head(name) and len(given.shape) == len(shape) and given.shape[1:] == shape[1:]:
             report.fresh.append(name)
             heads.append(f"{given.shape[0]} classes in the file, {shape[0]} in the model")
         else:

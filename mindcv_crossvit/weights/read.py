@@ -69,7 +69,7 @@ def read_weights(path: Path | str, part: str = "model") -> Weights:
             " a pickle. If you trust its author, load it once with PyTorch and save the weights alone:"
             ' torch.save(checkpoint["model"], "weights.pth")'
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """What torch.save wrote, read without PyTorch: the zip form (since 1.6) and the one before it.
 
 Nothing in the file is run: see pickles.py. Tensors are views of their storage, which is read when a tensor is asked
-for; no array is larger than the bytes in the file (twice, for half precision) whatever the file says of its size.
+for; all arrays together are no larger than the file (twice, for half precision), whatever it says of their sizes.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class TorchTensor:
 class TorchFile:
     """An opened file: `content` is what was saved, with TorchTensor for tensors; `array` gives their values."""
 
-    def __init__(self, content: Any, raw: Callable[[Storage], bytes | memoryview]):
+    def __init__(self, content: Any, raw: Callable[[Storage], bytes | memoryview], size: int):
         self.content = content
-        self._raw = raw
+        self._raw, self._left = raw, size
         self._arrays: dict[Storage, np.ndarray] = {}
 
     def array(self, tensor: TorchTensor) -> np.ndarray:
@@ -82,6 +82,9 @@ class TorchFile:
                 raise ValueError(
                     f"storage {storage.key} has {len(raw)} bytes instead of {storage.count} numbers of {storage.kind}"
                 )
+            self._left -= len(raw)
+            if self._left < 0:
+                raise ValueError("its storages overlap: together they are larger than the file")
             self._arrays[storage] = to_array(raw, storage.kind)
         values = self._arrays[storage]
         count = math.prod(tensor.shape)
@@ -102,7 +105,7 @@ def read_torch(data: bytes) -> TorchFile:
 def _read_zip(data: bytes) -> TorchFile:
     try:
         archive = zipfile.ZipFile(io.BytesIO(data))
-    except (zipfile.BadZipFile, struct.error, OSError) as error:
+    except (zipfile.BadZipFile, struct.error, RuntimeError, OSError) as error:
         raise ValueError(f"not a whole zip archive: {error}") from error
     pickles = [n for n in archive.namelist() if n == "data.pkl" or n.endswith("/data.pkl")]
     if len(pickles) != 1:
@@ -113,7 +116,7 @@ def _read_zip(data: bytes) -> TorchFile:
     if f"{folder}byteorder" in archive.namelist() and _member(archive, f"{folder}byteorder", 16) != b"little":
         raise ValueError("written on a big-endian machine, which is not read")
     content = read_pickle(io.BytesIO(_member(archive, pickles[0], len(data))), _allowed(), _persistent)
-    return TorchFile(content, lambda storage: _member(archive, f"{folder}data/{storage.key}", len(data)))
+    return TorchFile(content, lambda storage: _member(archive, f"{folder}data/{storage.key}", len(data)), len(data))
 
 
 def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
@@ -132,9 +135,9 @@ def _member(archive: zipfile.ZipFile, name: str, largest: int) -> bytes:
 def _read_legacy(data: bytes) -> TorchFile:
     """Five pickles (magic number, version, facts, content, storage keys), then each storage: count, numbers."""
     file = io.BytesIO(data)
-    magic, version, facts = (read_pickle(file, {}, _persistent) for _ in range(3))
-    if magic != _MAGIC:
+    if read_pickle(file, _allowed(), _persistent) != _MAGIC:
         raise ValueError("a pickle that torch.save did not write")
+    version, facts = (read_pickle(file, {}, _persistent) for _ in range(2))
     if version != 1001 or not isinstance(facts, dict) or not facts.get("little_endian"):
         raise ValueError(f"of version {version!r}, or written on a big-endian machine, which is not read")
     storages: dict[str, Storage] = {}
@@ -147,8 +150,8 @@ def _read_legacy(data: bytes) -> TorchFile:
     keys = read_pickle(file, {}, persistent)
     view, at, places = memoryview(data), file.tell(), {}
     for key in keys if isinstance(keys, list) else ():
-        if key not in storages or key in places or len(data) < at + 8:
-            raise ValueError(f"storage {key!r} is unknown, given twice or cut off")
+        if not isinstance(key, str) or key not in storages or key in places or len(data) < at + 8:
+            raise ValueError("a storage that is unknown, given twice or cut off")
         count, size = int.from_bytes(data[at : at + 8], "little", signed=True), item_size(storages[key].kind)
         if not 0 <= count <= (len(data) - at - 8) // size:
             raise ValueError(
@@ -158,7 +161,7 @@ def _read_legacy(data: bytes) -> TorchFile:
         at += 8 + count * size
     if at != len(data) or set(places) != set(storages):
         raise ValueError(f"has {len(data) - at} bytes after its end, and {len(storages) - len(places)} storages lack")
-    return TorchFile(content, lambda storage: places[storage.key])
+    return TorchFile(content, lambda storage: places[storage.key], len(data))
 
 
 def _persistent(pid: Any) -> Storage:

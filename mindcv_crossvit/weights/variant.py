@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
 from ..models.crossvit_config import FIELDS, VARIANTS, CrossViTConfig
 from ..models.shapes import Shapes, parameter_shapes
+from ..training.checkpoint import Checkpoint
 from .names import OFFICIAL
 from .read import Weights
 
@@ -31,23 +33,42 @@ def find_variant(weights: Weights) -> Variant:
     head = given.get("head.0.weight", ())
     classes = head[0] if len(head) == 2 else 0
     special = {"numerics": weights.numerics} if weights.numerics not in (None, OFFICIAL) else {}
+    candidates = [(name, {}) for name in VARIANTS]
+    candidates += [(n, {"img_size": size}) for n, c in VARIANTS.items() if (size := _img_size(given, c))]
     differences = {}
-    for name in VARIANTS:
-        for overrides in ({}, {"img_size": _img_size(given, VARIANTS[name])}):
-            if overrides.get("img_size", ()) is None:
-                continue
-            config = _config(name, {**overrides, **special})
-            wanted = parameter_shapes(config, classes)
-            wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
-            if not wrong:
-                return Variant(name, {**overrides, **special}, classes)
-            differences[name] = min(differences.get(name, wrong), wrong, key=len)
+    for name, overrides in candidates:
+        wanted = parameter_shapes(_config(name, {**overrides, **special}), classes)
+        wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
+        if not wrong:
+            return Variant(name, {**overrides, **special}, classes)
+        differences[name] = min(differences.get(name, wrong), wrong, key=len)
     nearest = min(differences, key=lambda n: len(differences[n]))
     wrong = sorted(differences[nearest])
     raise UserError(
         f"{weights.path}: no model of this suite has these shapes; the nearest is {nearest}, where {len(wrong)} tensors"
         f" differ, first {', '.join(wrong[:3])}"
     )
+
+
+def as_checkpoint(weights: Weights, class_names: Sequence[str] = ()) -> Checkpoint:
+    """Weights of another origin as a checkpoint of the released model they belong to, to be scored and asked.
+
+    class_names: where there are as many as the heads have outputs, these; else the outputs' numbers. Pictures are
+    prepared as the official evaluation does. Raises UserError, see find_variant.
+    """
+    variant = find_variant(weights)
+    model = {"name": variant.name, **variant.overrides}
+    fitting = len(class_names) == variant.num_classes
+    crop_fraction = 1.0 if variant.name.endswith("_384") else 0.875
+    meta = {
+        "model": model,
+        "class_names": list(class_names) if fitting else [str(k) for k in range(variant.num_classes)],
+        "recipe": {"name": variant.name, "model": model, "evaluate": {"crop_fraction": crop_fraction}},
+        "update": 0,
+        "best_top1": None,
+        "converted_from": {"file": weights.path.name, "kind": weights.kind},
+    }
+    return Checkpoint(weights.path, {f"model.{n}": t for n, t in weights.tensors.items()}, meta)
 
 
 def _config(name: str, overrides: dict[str, Any]) -> CrossViTConfig:

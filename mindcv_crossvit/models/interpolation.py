@@ -1,7 +1,7 @@
-"""Interpolation as a matrix, without MindSpore.
+"""Resizing along one axis as a matrix M [size, new_size], resized = x @ M. Without MindSpore.
 
-bicubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
-bilinear  MindCV's: corners on corners (align_corners=True)
+cubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
+linear  MindCV's: corners on corners (align_corners=True)
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _A = -0.75
 
 
 def cubic_matrix(size: int, new_size: int) -> np.ndarray:
-    """The matrix M [size, new_size] with resized = x @ M along one axis; border pixels are repeated."""
+    """Bicubic; border pixels are repeated."""
     matrix = np.zeros((size, new_size))
     for column in range(new_size):
         centre = (column + 0.5) * size / new_size - 0.5
@@ -32,7 +32,7 @@ def _kernel(distance: float) -> float:
 
 
 def linear_matrix(size: int, new_size: int) -> np.ndarray:
-    """As cubic_matrix, for bilinear resizing with corners on corners.
+    """Bilinear with corners on corners.
 
     Positions are float32, as in MindSpore's kernel; exact ones move an interpolated unit noise by 1e-4.
     """
