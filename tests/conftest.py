@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+import running  # noqa: E402
+
 
 @pytest.fixture(scope="session")
 def graph_mode() -> None:
@@ -37,3 +39,35 @@ def run_script(tmp_path: Path):
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which runs of the same recipe share compiled graphs; results are the same, tests are faster."""
+    place = str(tmp_path_factory.mktemp("graphs"))
+    return {**os.environ, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": place}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, cached: dict[str, str]) -> Path:
+    """The run folder of a finished tiny run: 2 epochs of 5 updates, each of 2 micro-batches."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = running.call("train.py", "-c", running.TINY, "--output", folder, env=cached)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+LEARNS = """schedule.epochs=8 optimizer.lr=1e-2 mix.mixup=0 mix.cutmix=0 augment.rand_augment=null augment.erase=0
+ augment.flip=0 batch.global_batch=128 evaluate.every_epochs=8 evaluate.crop_fraction=0.8 data.mean=[0.3,0.3,0.3]
+ model.img_size=[24,16]"""
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny model that has learned something, with a resize, a crop and a mean that matter."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    settings = [word for change in LEARNS.split() for word in ("--set", change)]
+    done = running.call("train.py", "-c", running.TINY, "--output", folder, *settings)
+    assert done.returncode == 0, done.stderr
+    return folder

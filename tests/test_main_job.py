@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,53 +15,9 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from running import TINY, call, call_msrun, last_json, metrics, photos
 
 from mindcv_crossvit.training.checkpoint import read_checkpoint
-
-TINY = ROOT / "tests" / "tiny.yaml"
-MSRUN = Path(sys.executable).parent / "msrun"
-
-
-@pytest.fixture(scope="module")
-def cached(tmp_path_factory) -> dict[str, str]:
-    """An environment in which runs of the same recipe share compiled graphs; results are the same, tests are faster."""
-    place = str(tmp_path_factory.mktemp("graphs"))
-    return {**os.environ, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": place}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, cached) -> Path:
-    """The run folder of a finished tiny run: 2 epochs of 5 updates, each of 2 micro-batches."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    done = call("train.py", "-c", TINY, "--output", folder, env=cached)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
-
-
-def call(script: str, *arguments: object, timeout: float = 240, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
-
-
-def call_msrun(workers: int, logs: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MS_NODE_TIMEOUT": "10", "MS_CPU_COMM_OP_TIMEOUT": "120"}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    command = [MSRUN, "--bind_core=True", "--worker_num", workers, "--local_worker_num", workers, "--master_port", port]
-    command += ["--join", "True", "--log_dir", logs, "--cluster_time_out", 60, "python", ROOT / script, *arguments]
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=env)
-
-
-def metrics(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def last_json(done: subprocess.CompletedProcess[str]) -> dict:
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_run_leaves_everything_in_its_folder(finished):
@@ -228,18 +183,6 @@ def test_weights_of_a_run_start_another(finished, tmp_path):
     before, after = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, tmp_path / "new"))
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-6)
-
-
-def photos(folder: Path, classes: dict[str, int], size: int = 40) -> Path:
-    """Class folders of pictures whose colour gives the class away."""
-    rng = np.random.default_rng(0)
-    for k, (name, count) in enumerate(classes.items()):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        for i in range(count):
-            pixels = rng.integers(0, 60, (size, size + 5, 3), np.uint8)
-            pixels[..., k % 3] += 180
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
 
 
 FOLDER_SETTINGS = ["--set", "data.source=folder", "--set", "batch.global_batch=16", "--set", "mix.group=8"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_main_job import TINY, call, last_json, photos
+from running import call, last_json, photos
 
 from mindcv_crossvit.attention_picture import overlay, targets, upsample
 from mindcv_crossvit.data.pictures import PictureReader, find_pictures
@@ -22,19 +22,6 @@ from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.inference import attention_panels, check_request, padded, preprocessing_of, recipe_of, top_classes
 from mindcv_crossvit.recipe import IMAGENET_MEAN, IMAGENET_STD, Data
 from mindcv_crossvit.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
-
-LEARNS = """schedule.epochs=8 optimizer.lr=1e-2 mix.mixup=0 mix.cutmix=0 augment.rand_augment=null augment.erase=0
- augment.flip=0 batch.global_batch=128 evaluate.crop_fraction=0.8 data.mean=[0.3,0.3,0.3] evaluate.every_epochs=8"""
-
-
-@pytest.fixture(scope="module")
-def learned(tmp_path_factory) -> Path:
-    """The run folder of a tiny model that has learned something, with a crop and a mean that matter."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    settings = [word for change in LEARNS.split() for word in ("--set", change)]
-    done = call("train.py", "-c", TINY, "--output", folder, *settings)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -4,45 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT
+from running import TINY, call
 from safetensors.numpy import load_file
 
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 
-TINY = ROOT / "tests" / "tiny.yaml"
-
-
-def call(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
-
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """A finished tiny run."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    done = call("train.py", "-c", TINY, "--output", folder)
-    assert done.returncode == 0, done.stderr
-    return folder
-
-
-@pytest.fixture(scope="module")
-def published(run, tmp_path_factory) -> Path:
+def published(finished, tmp_path_factory) -> Path:
     """Its last checkpoint, published."""
     folder = tmp_path_factory.mktemp("published") / "tiny"
-    done = call("scripts/publish.py", run, folder, "--licence", "cc-by-4.0")
+    done = call("scripts/publish.py", finished, folder, "--licence", "cc-by-4.0")
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -79,19 +59,19 @@ def macs_by_shape(tensors: dict[str, np.ndarray], tokens: tuple[int, int]) -> in
     return total
 
 
-def test_the_folder_has_what_an_upload_needs_and_no_path_of_this_machine(run, published):
+def test_the_folder_has_what_an_upload_needs_and_no_path_of_this_machine(finished, published):
     assert {p.name for p in published.iterdir()} == {"model.safetensors", "README.md", "recipe.yaml", "classes.txt"}
     assert (published / "classes.txt").read_text().split() == [str(d) for d in range(10)]
     for name in ("README.md", "recipe.yaml"):
-        assert str(run.parent) not in (published / name).read_text()
+        assert str(finished.parent) not in (published / name).read_text()
     assert load_recipe(published / "recipe.yaml") == load_recipe(TINY)
     recipe = re.search(r"```yaml\n(.*?)```", (published / "README.md").read_text(), re.S)
     assert recipe and recipe[1] == (published / "recipe.yaml").read_text()
 
 
-def test_the_cards_numbers_are_right(run, published):
+def test_the_cards_numbers_are_right(finished, published):
     header, rows = card_of(published)
-    checkpoint = read_checkpoint(run / "last.safetensors")
+    checkpoint = read_checkpoint(finished / "last.safetensors")
     tensors = checkpoint.part("model")
     assert header["license"] == rows["licence"] == "cc-by-4.0" and header["pipeline_tag"] == "image-classification"
     assert rows["parameters"] == f"{sum(t.size for t in tensors.values()):,}"
@@ -121,46 +101,48 @@ def test_the_cards_score_is_what_the_published_weights_score(published):
 
 
 @pytest.mark.usefixtures("graph_mode")
-def test_the_lines_of_the_card_load_the_weights(run, published, monkeypatch):
+def test_the_lines_of_the_card_load_the_weights(finished, published, monkeypatch):
     code = re.search(r"```python\n(.*?)```", (published / "README.md").read_text(), re.S)
     assert code
     monkeypatch.chdir(published)
     names: dict = {}
     exec(code[1], names)
-    expected = read_checkpoint(run / "last.safetensors").part("model")
+    expected = read_checkpoint(finished / "last.safetensors").part("model")
     loaded = {p.name: p.asnumpy() for p in names["model"].get_parameters()}
     assert loaded.keys() == expected.keys() and "blocks.0.fusion.1.attn.wq.bias" in loaded
     for name, value in expected.items():
         np.testing.assert_array_equal(loaded[name], value, err_msg=name)
 
 
-def test_the_moving_average_and_the_best_checkpoint(run, tmp_path):
-    done = call("scripts/publish.py", run / "best.safetensors", tmp_path / "ema", "--licence", "mit", "--part", "ema")
+def test_the_moving_average_and_the_best_checkpoint(finished, tmp_path):
+    done = call(
+        "scripts/publish.py", finished / "best.safetensors", tmp_path / "ema", "--licence", "mit", "--part", "ema"
+    )
     assert done.returncode == 0, done.stderr
-    best = read_checkpoint(run / "best.safetensors")
+    best = read_checkpoint(finished / "best.safetensors")
     tensors, rows = load_file(tmp_path / "ema" / "model.safetensors"), card_of(tmp_path / "ema")[1]
     for name, value in best.part("ema").items():
         np.testing.assert_array_equal(tensors[name], value)
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     line = next(m for m in lines if m["update"] == best.meta["update"] and "ema_top1" in m)
     assert rows["score"].startswith(f"top-1 {line['ema_top1']:.3f} %, top-5 {line['ema_top5']:.3f} %")
     assert "chosen by this score" in rows["score"] and rows["weights"].startswith("moving average")
 
 
-def test_what_cannot_be_published_is_one_message_and_code_2(run, published, tmp_path):
+def test_what_cannot_be_published_is_one_message_and_code_2(finished, published, tmp_path):
     def said(*arguments: object) -> str:
         done = call("scripts/publish.py", *arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         return done.stderr
 
     new = tmp_path / "new"
-    assert "--licence" in said(run, new)
-    assert "already there" in said(run, published, "--licence", "mit")
+    assert "--licence" in said(finished, new)
+    assert "already there" in said(finished, published, "--licence", "mit")
     assert "no such checkpoint" in said(tmp_path / "none.safetensors", new, "--licence", "mit")
-    shutil.copy(run / "last.safetensors", tmp_path / "alone.safetensors")
+    shutil.copy(finished / "last.safetensors", tmp_path / "alone.safetensors")
     assert "not in a run folder" in said(tmp_path / "alone.safetensors", new, "--licence", "mit")
-    copy = shutil.copytree(run, tmp_path / "run")
-    lines = [m for m in (run / "metrics.jsonl").read_text().splitlines() if '"update": 10' not in m]
+    copy = shutil.copytree(finished, tmp_path / "run")
+    lines = [m for m in (finished / "metrics.jsonl").read_text().splitlines() if '"update": 10' not in m]
     (copy / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     assert "no score after update 10; there are scores after: 5" in said(copy, new, "--licence", "mit")
     assert not new.exists()
