@@ -114,7 +114,7 @@ NESTED = b")" + b"\x85" * 20_000  # a tuple in a tuple in a tuple
         ("sets attributes of a Named", b"ccollections\nOrderedDict\n}b"),
         ("calls a str", wf.text("a") + b")R"),
         ("a tuple as the key of a dict", b"})Ns"),
-        ("not a whole pickle", b"u"),
+        ("its pickle cannot be read", b"u"),
         ("holds a int, not a state dict", wf.number(3)),
         ("no weights under 'model' or 'state_dict'; its keys are epoch", wf.mapping({"epoch": wf.number(3)})),
         ("a tensor without storage", b"ctorch._utils\n_rebuild_tensor_v2\n(NK\x00))tR"),
@@ -190,7 +190,7 @@ def test_what_is_no_weights_file_is_named(tmp_path):
 @pytest.mark.parametrize("name", REAL)
 def test_a_cut_file_is_refused_wherever_it_is_cut(name, tmp_path):
     whole, path = (DATA / name).read_bytes(), tmp_path / name
-    for end in sorted({*range(0, len(whole), max(len(whole) // 150, 1)), len(whole) - 1}):
+    for end in sorted({*range(0, len(whole), max(len(whole) // 60, 1)), len(whole) - 1}):
         path.write_bytes(whole[:end])
         with pytest.raises(UserError, match=re.escape(str(path))):
             read_weights(path)
@@ -201,7 +201,7 @@ def test_damage_is_refused_or_only_changes_numbers(name, tmp_path):
     """A format without a checksum cannot notice a changed number; whatever happens, it is one of our two answers."""
     whole, path, rng = (DATA / name).read_bytes(), tmp_path / name, np.random.default_rng(0)
     answers = set()
-    for _ in range(200):
+    for _ in range(100):
         bad = bytearray(whole)
         for at in rng.integers(len(bad), size=int(rng.integers(1, 4))):
             bad[at] = int(rng.integers(256))

@@ -60,9 +60,9 @@ def read_pickle(file: BinaryIO, allowed: Allowed, persistent: Callable[[Any], An
             if instruction.name == "STOP":
                 return machine.stack.pop()
             machine.do(instruction.name, argument)
-    except (TypeError, LookupError, AttributeError, ArithmeticError, EOFError) as error:
-        raise ValueError(f"not a whole pickle: {error}") from error
-    raise ValueError("not a whole pickle")
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, EOFError, RecursionError) as error:
+        raise ValueError(f"its pickle cannot be read: {error}") from error
+    raise ValueError("its pickle has no end")
 
 
 def plain_dict(items: Iterable[Any] = ()) -> dict[Any, Any]:
