@@ -76,6 +76,7 @@ OF_THE_RUN = {
     "re_value", "decay_epochs", "decay_rate", "use_nesterov", "color_jitter", "reduction",
 }
 # fmt: on
+MINDCV_CROSSVITS = ("crossvit_9", "crossvit_15", "crossvit_18")
 HANDLED = (
     set(DEFAULTS) | set(CARRIED) | OF_THE_RUN | {"ema", "num_cycles", "cycle_decay", "clip_grad", "clip_value", "loss"}
 )
@@ -85,6 +86,8 @@ def convert(given: dict[str, Any], name: str, devices: int) -> tuple[Recipe, lis
     """Our recipe, and what could not be carried over, a sentence each. Raises UserError when it would not be valid."""
     values = {**DEFAULTS, **given}
     ours: dict[str, Any] = {"name": name, "model": {"name": model_name(str(values.get("model", "")))}}
+    if values.get("model") in MINDCV_CROSSVITS:
+        put(ours, "model.numerics", "mindcv")
     for key, (target, carry) in CARRIED.items():
         if key in values:
             put(ours, target, carry(values[key]))
@@ -142,8 +145,6 @@ def lost(values: dict[str, Any]) -> list[str]:
         found.append("erased boxes are filled with a constant there, with noise here")
     if str(values.get("model", "")).startswith("crossvit") and values.get("image_resize", 224) != 240:
         found.append(f"pictures of {values.get('image_resize', 224)} pixels stretched to 240 there, 240 here")
-    if str(values.get("model", "")).startswith("crossvit"):
-        found.append("the model has MindCV's numerics there (bilinear resize, tanh GELU), the official ones here")
     return found + [f"{key} {values[key]}: unknown here" for key in sorted(set(values) - HANDLED) if values[key]]
 
 

@@ -53,7 +53,8 @@ def test_values_are_carried_over_and_the_batch_becomes_global(tmp_path):
     done = convert(tmp_path, MINDCV)
     assert done.returncode == 0, done.stderr
     recipe = load_recipe(tmp_path / "ours.yaml")
-    assert recipe.model.name == "crossvit_15" and recipe.model.drop_path_rate == 0.1
+    assert (recipe.model.name, recipe.model.numerics) == ("crossvit_15", "mindcv")
+    assert recipe.model.drop_path_rate == 0.1
     assert (recipe.batch.global_batch, recipe.batch.largest_per_device, recipe.mix.group) == (2560, 320, 320)
     assert (recipe.optimizer.lr, recipe.optimizer.lr_batch, recipe.optimizer.weight_decay) == (9e-4, 2560, 0.04)
     assert recipe.augment.rand_augment == "rand-m9-mstd0.5-inc1" and recipe.augment.erase == 0.2
@@ -70,7 +71,7 @@ def test_departures_and_losses_are_said_and_written_down(tmp_path):
         "could not be carried over: num_cycles 2",
         "could not be carried over: every tensor is decayed there",
         "could not be carried over: some_new_key 3: unknown here",
-        "MindCV's numerics",
+        "differs from the paper: model.numerics: mindcv, the paper official",
     ):
         assert part in done.stdout
         assert part in (tmp_path / "ours.yaml").read_text()
@@ -80,7 +81,8 @@ def test_other_devices_other_batch_and_other_models_are_mindcvs(tmp_path):
     done = convert(tmp_path, "model: resnet50\nopt: momentum\nscheduler: step_decay\nbatch_size: 32\n", "4")
     assert done.returncode == 0, done.stderr
     recipe = load_recipe(tmp_path / "ours.yaml")
-    assert recipe.model.name == "mindcv/resnet50" and recipe.batch.global_batch == 128
+    assert (recipe.model.name, recipe.model.numerics) == ("mindcv/resnet50", "official")
+    assert recipe.batch.global_batch == 128
     assert recipe.optimizer.name == "sgd" and "scheduler step_decay" in done.stdout
 
 

@@ -49,9 +49,11 @@ class AttentionReader:
     def __call__(self, images: np.ndarray) -> AttentionMaps:
         """images: [B, 3, S, S] as the model takes them. The model's train or evaluation mode is left as it was."""
         was_training = self.model.training
-        self.walk.set_train(False)
+        if was_training:  # a change of mode compiles again, even to the same one
+            self.model.set_train(False)
         logits, qkv0, qkv1, cross = self.walk(Tensor(np.asarray(images, np.float32)))
-        self.model.set_train(was_training)
+        if was_training:
+            self.model.set_train(True)
         heads, tokens = self.model.config.num_heads, self.model.config.tokens
         first, second = (
             tuple(_self_attention(qkv.asnumpy(), tokens[i], heads[i]) for qkv in of_branch)
