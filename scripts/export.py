@@ -3,8 +3,9 @@
     python scripts/export.py --ckpt_path runs/digits --output digits.onnx
     python scripts/export.py --ckpt_path runs/digits --output digits.mindir --pictures /path/to/pictures
 
-ONNX has a fixed batch (--batch) and is checked by onnxruntime; MindIR takes any batch and is checked by MindSpore.
-When a logit differs by more than --check, no file is left and the exit code is 6.
+Weights of PyTorch, timm and MindCV are taken, too. ONNX has a fixed batch (--batch) and is checked by onnxruntime;
+MindIR takes any batch and is checked by MindSpore. When a logit differs by more than --check, no file is left and the
+exit code is 6.
 """
 
 import sys
@@ -15,19 +16,20 @@ sys.path.insert(0, str(ROOT))
 
 from mindcv_crossvit import cli, runtime
 from mindcv_crossvit.data.pictures import find_pictures
-from mindcv_crossvit.errors import DIFFERS, run_main
-from mindcv_crossvit.export.facts import ONNX, beside, check_target, describe, need
+from mindcv_crossvit.errors import DIFFERS, UserError, run_main
+from mindcv_crossvit.export.facts import ONNX, Exported, beside, check_target, describe, need
 from mindcv_crossvit.export.make import Differs, Request, export, writer
+from mindcv_crossvit.export.run import read_trained
 from mindcv_crossvit.inference import CheckpointPredictor
-from mindcv_crossvit.training.checkpoint import read_checkpoint
-from mindcv_crossvit.training.start import resolve
 
 
 def main() -> int:
     """Exports the checkpoint named on the command line."""
     # What the user said, checked before MindSpore is imported.
     arguments = cli.export_arguments()
-    checkpoint, target = read_checkpoint(resolve(Path(arguments.ckpt_path))), Path(arguments.output)
+    checkpoint, target = read_trained(Path(arguments.ckpt_path), None), Path(arguments.output)
+    if isinstance(checkpoint, Exported):
+        raise UserError(f"--ckpt_path {checkpoint.path}: is an exported file; give the checkpoint it came from")
     check_target(target, checkpoint, arguments.weights, arguments.batch)
     onnx = target.suffix.lower() == ONNX
     for package in ("onnx", "onnxruntime") if onnx else ():

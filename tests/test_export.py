@@ -296,3 +296,23 @@ def test_half_precision_training_is_exported_in_float32(place, tmp_path):
     images = golden.picture((2, 3, 24, 24))
     one, two = (open_exported(p) for p in (tmp_path / "a.onnx", place / "digits.onnx"))
     np.testing.assert_allclose(one.logits(images), two.logits(images), rtol=0, atol=1e-6)
+
+
+def test_an_exported_file_is_not_exported_again(place, tmp_path):
+    done = call("scripts/export.py", "--ckpt_path", place / "digits.onnx", "--output", tmp_path / "a.mindir")
+    assert done.returncode == 2 and "give the checkpoint it came from" in done.stderr
+
+
+@pytest.mark.slow
+def test_official_weights_are_exported(tmp_path):
+    import onnx
+    from safetensors.numpy import save_file
+
+    config, row = VARIANTS["crossvit_9"], next(r for r in GOLDEN if r["model"] == "crossvit_9_224")
+    shapes = parameter_shapes(config)
+    save_file({name: golden.weight(name, shape) for name, shape in shapes.items()}, tmp_path / "w.safetensors")
+    done = call("scripts/export.py", "--ckpt_path", "w.safetensors", "--output", "w.onnx", "--batch", 2, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_exported(tmp_path / "w.onnx").meta["checkpoint"]["converted_from"]["file"] == "w.safetensors"
+    logits = run_onnx(onnx.load(str(tmp_path / "w.onnx")), golden.picture((2, 3, 240, 240)))
+    np.testing.assert_allclose(logits[0, :4], row["first"], rtol=0, atol=5e-5)

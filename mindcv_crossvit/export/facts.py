@@ -73,9 +73,10 @@ def describe(checkpoint: Checkpoint, part: str, batch: int | None) -> dict[str, 
         "update": checkpoint.meta["update"],
         "checkpoint": {
             "path": str(checkpoint.path),
-            "checksum": checkpoint.checksum,
+            "checksum": checkpoint.checksum or digest(checkpoint.path),
             "best_top1_of_the_run": checkpoint.meta.get("best_top1"),
             "versions": checkpoint.meta.get("versions"),
+            "converted_from": checkpoint.meta.get("converted_from"),
         },
     }
 
