@@ -80,7 +80,7 @@ def test_to_a_checkpoint_that_knows_model_and_classes_and_back(tmp_path, crossvi
     assert read_checkpoint(tmp_path / "again.safetensors").meta["class_names"] == ["cat", "dog", "owl"]
 
 
-def test_the_converted_checkpoint_is_scored_by_validate(tmp_path, crossvit_9, run_script):
+def test_foreign_weights_and_the_checkpoint_made_of_them_are_scored_and_asked_alike(tmp_path, crossvit_9, run_script):
     from PIL import Image
 
     rng = np.random.default_rng(0)
@@ -94,10 +94,22 @@ def test_the_converted_checkpoint_is_scored_by_validate(tmp_path, crossvit_9, ru
     recipe = ("-c", ROOT / "configs/crossvit_9_ascend.yaml", "--data_dir", tmp_path / "data", "--distribute", "False")
     changes = ("model.img_size=[96,64]", "data.workers=0", "data.val_fraction=0.2", "evaluate.batch=3")
     model = [word for change in changes for word in ("--set", change)]
-    done = run_script("validate.py", *recipe, *model, "--ckpt_path", tmp_path / "own.safetensors")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["images"] == 3 and found["model"] == "crossvit_9" and np.isfinite(found["loss"])
+    scores, answers = [], []
+    for path in (tmp_path / "own.safetensors", crossvit_9[0]):
+        done = run_script("validate.py", *recipe, *model, "--ckpt_path", path)
+        assert done.returncode == 0, done.stderr
+        scores.append({**json.loads(done.stdout.splitlines()[-1]), "checkpoint": None})
+        done = run_script("predict.py", "--ckpt_path", path, tmp_path / "data" / "cat" / "0.png", "--json")
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["classes"])
+    assert scores[0] == scores[1]
+    assert scores[0]["images"] == 3 and scores[0]["model"] == "crossvit_9" and np.isfinite(scores[0]["loss"])
+    assert [a["index"] for a in answers[0]] == [a["index"] for a in answers[1]]
+    assert {a["class"] for a in answers[0]} == {"cat", "dog", "owl"} and answers[1][0]["class"] in "012"
+    done = run_script("validate.py", *recipe, "--ckpt_path", crossvit_9[0])
+    assert (
+        done.returncode == 2 and "model.img_size is (96, 64) in the checkpoint, (240, 224) in the recipe" in done.stderr
+    )
 
 
 def test_mindcvs_weights_go_into_a_checkpoint_only(tmp_path):

@@ -148,6 +148,20 @@ def test_twenty_kills_at_random_moments_end_bitwise_the_same(finished, cached, t
 
 
 @pytest.mark.slow
+def test_two_ranks_train_in_half_precision_with_their_average(finished, tmp_path):
+    options = ("--set", "run.precision=O2", "--output", tmp_path / "run")
+    done = call_msrun(2, tmp_path / "logs", "train.py", "-c", TINY, *options)
+    assert done.returncode == 0, (tmp_path / "logs" / "worker_0.log").read_text()[-2000:]
+    half, whole = read_checkpoint(tmp_path / "run" / "last.safetensors"), read_checkpoint(finished / "last.safetensors")
+    assert half.meta["loss_scale"]["dynamic"] and half.meta["applied"] == 10 and half.part("ema")
+    for one, two in zip(metrics(finished), metrics(tmp_path / "run"), strict=True):
+        if "loss" in one:
+            assert 0 < abs(one["loss"] - two["loss"]) < 5e-3
+    for name, value in whole.part("ema").items():
+        np.testing.assert_allclose(half.part("ema")[name], value, rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow
 def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_path):
     whole, half, alone = tmp_path / "whole", tmp_path / "half", tmp_path / "alone"
     assert call_msrun(2, tmp_path / "a", "train.py", "-c", TINY, "--output", whole).returncode == 0
