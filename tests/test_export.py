@@ -29,6 +29,7 @@ from mindcv_crossvit.training.checkpoint import read_checkpoint, write_checkpoin
 
 GOLDEN = json.loads((ROOT / "tests" / "data" / "golden.json").read_text())["rows"]
 QUICK = ("crossvit_9_224", "crossvit_9_dagger_224", "crossvit_15_dagger_384")
+BROKEN = [("a.onnx", "onnxruntime"), ("a.onnx", "openvino"), ("a.mindir", "MindSpore")]
 
 
 def cases():
@@ -220,9 +221,7 @@ def test_missing_and_foreign_facts_are_refused(place, tmp_path, damage, expected
 
 
 @pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize(
-    "name, runtime", [("a.onnx", "onnxruntime"), ("a.onnx", "openvino"), ("a.mindir", "mindspore")]
-)
+@pytest.mark.parametrize("name, runtime", BROKEN)
 def test_a_file_that_is_no_model_is_refused_by_name(place, tmp_path, name, runtime):
     (tmp_path / name).write_bytes(b"no model")
     write_facts(tmp_path / name, read_exported(place / "digits.onnx").meta)
@@ -266,7 +265,7 @@ def test_what_cannot_be_exported_is_said_at_once(place, tmp_path):
 def test_an_exported_file_of_another_model_is_refused(place):
     recipe = place / "run" / "recipe.yaml"
     done = call("validate.py", "-c", recipe, "--ckpt_path", place / "digits.onnx", "--set", "model.img_size=[16,16]")
-    assert done.returncode == 2 and "model.img_size is [24, 16] in the checkpoint" in done.stderr
+    assert done.returncode == 2 and "digits.onnx: model.img_size is" in done.stderr
     for options, expected in ((("--weights", "ema"), "was exported"), (("--attention", "x"), "gives logits only")):
         done = call("predict.py", "--ckpt_path", place / "digits.onnx", place / "digits", *options, cwd=place)
         assert done.returncode == 2 and expected.split()[-1] in done.stderr
