@@ -8,19 +8,35 @@ import numpy as np
 import pytest
 
 from mindcv_crossvit.models import golden as rules
-from mindcv_crossvit.models.resize import BicubicResize, cubic_matrix
+from mindcv_crossvit.models.resize import Resize, cubic_matrix
 
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 PRIMITIVES = {
     "linear": (lambda op: op.linear(), [(10, 6), (8, 6), (8,)]),
     "linear without bias": (lambda op: op.linear(), [(10, 6), (8, 6)]),
-    "mlp_hidden": (lambda op: op.mlp_hidden(), [(10, 6), (8, 6), (8,)]),
+    "norm_linear": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,)]),
+    "norm_linear without bias": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6)]),
+    "norm_mlp": (lambda op: op.norm_mlp(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)]),
+    "norm_mlp with the tanh form": (
+        lambda op: op.norm_mlp(1e-5, approximate="tanh"),
+        [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)],
+    ),
     "gelu": (lambda op: op.gelu(), [(10, 6)]),
+    "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
+    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6), [(600, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
     "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
     "class_attention over one key": (lambda op: op.class_attention(1, 2), [(2, 8), (2, 8), (2, 8)]),
+    "norm_class_attention": (
+        lambda op: op.norm_class_attention(5, 2, 1e-5),
+        [(2, 8), (10, 8), (8,), (8,), *[(8, 8), (8,)] * 3],
+    ),
+    "norm_class_attention over one key": (
+        lambda op: op.norm_class_attention(1, 2, 1e-5),
+        [(2, 8), (2, 8), (8,), (8,), *[(8, 8), (8,)] * 3],
+    ),
 }
 CONVOLUTIONS = [
     # kernel, stride, pad, size, from_image
@@ -126,7 +142,7 @@ def test_bicubic_resize_is_pytorchs():
     from mindspore import Tensor
 
     row = np.array([0, 1, 4, 9, 16, 25], np.float32)
-    resized = BicubicResize(6, 5)(Tensor(np.tile(row, (1, 1, 6, 1)))).asnumpy()
+    resized = Resize("bicubic", 6, 5)(Tensor(np.tile(row, (1, 1, 6, 1)))).asnumpy()
     expected = [0.0617506, 1.7110025, 6.1250014, 13.2909994, 24.3092594]
     np.testing.assert_allclose(resized[0, 0, 0], expected, atol=1.5e-5)  # PyTorch rounds, ours are the exact values
     np.testing.assert_allclose(cubic_matrix(240, 224).sum(0), 1, atol=1e-6)

@@ -116,16 +116,18 @@ class MultiScaleBlock(nn.Cell):
 
     def _split(self, x_tc, i):
         x_bnc = x_tc.reshape(-1, self.tokens[i], self.dims[i])
-        return x_bnc[:, 0], x_bnc[:, 1:]
+        cls_b1c, patches_bpc = ops.split(x_bnc, [1, self.tokens[i] - 1], 1)  # its gradient is one Concat
+        return cls_b1c.reshape(-1, self.dims[i]), patches_bpc
 
     def _fuse(self, i, cls_bc, other_patches_bpc, drop_scale):
         """The class token of branch i, replaced by what it read in the other branch (no residual to the old one)."""
-        token_bc = join(self.projs[i](cls_bc), other_patches_bpc)
+        token_bc = self.projs[i](cls_bc)
+        x_tc = join(token_bc, other_patches_bpc)
         if self.stacked:
             for block in self.fusion[i]:
-                token_bc = block(token_bc, drop_scale)
+                token_bc = x_tc = block(token_bc, x_tc, drop_scale)
         else:
-            token_bc = self.fusion[i](token_bc, drop_scale)
+            token_bc = self.fusion[i](token_bc, x_tc, drop_scale)
         return self.revert_projs[i](token_bc)
 
 
