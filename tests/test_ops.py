@@ -18,12 +18,13 @@ PRIMITIVES = {
     "norm_linear": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,)]),
     "norm_linear without bias": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6)]),
     "norm_mlp": (lambda op: op.norm_mlp(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)]),
-    "norm_mlp with the tanh form": (
+    "norm_mlp, tanh": (
         lambda op: op.norm_mlp(1e-5, approximate="tanh"),
         [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)],
     ),
     "gelu": (lambda op: op.gelu(), [(10, 6)]),
     "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
+    "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
     "layer_norm of many rows": (lambda op: op.layer_norm(1e-6), [(600, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
@@ -88,8 +89,11 @@ def test_composed_equals_standard(primitive):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
 
 
-@pytest.mark.parametrize("kernel, stride, pad, size, from_image", CONVOLUTIONS)
-def test_convolutions_agree(kernel, stride, pad, size, from_image):
+@pytest.mark.parametrize(
+    "kernel, stride, pad, size, from_image, bias",
+    [*((*case, True) for case in CONVOLUTIONS), (7, 4, 3, 24, True, False), (3, 2, 1, 8, False, False)],
+)
+def test_convolutions_agree(kernel, stride, pad, size, from_image, bias):
     """The two keep maps in different layouts; through `to_tokens` they must be the same."""
     from mindspore import nn
 
@@ -99,12 +103,12 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image):
             self.conv, self.tokens = op.conv2d(kernel, stride, pad, from_image), op.to_tokens()
             self.channels_last = not (standard or from_image)
 
-        def construct(self, x, weight, bias):
+        def construct(self, x, weight, bias=None):
             if self.channels_last:
                 x = x.transpose(0, 2, 3, 1)
             return self.tokens(self.conv(x, weight, bias))
 
-    shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)]
+    shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)][: 3 if bias else 2]
     both = [
         values_and_gradients(lambda op: Conv(op, op.name == "standard"), n, shapes) for n in ("composed", "standard")
     ]
@@ -113,7 +117,7 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image):
 
 
 @pytest.mark.parametrize("name", ["composed", "standard"])
-def test_gelu_is_the_exact_one(name):
+def test_gelu_is_the_exact_one_or_the_tanh_form(name):
     from mindspore import Tensor
 
     from mindcv_crossvit.ops import choose
@@ -121,6 +125,8 @@ def test_gelu_is_the_exact_one(name):
     x = np.linspace(-12, 12, 20001).astype(np.float32)
     exact = np.array([v * 0.5 * math.erfc(-v / math.sqrt(2)) for v in x.astype(np.float64)])
     np.testing.assert_allclose(choose(name).gelu()(Tensor(x)).asnumpy(), exact, rtol=0, atol=1.5e-6)
+    form = np.array([v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) for v in x.astype(float)])
+    np.testing.assert_allclose(choose(name).gelu("tanh")(Tensor(x)).asnumpy(), form, rtol=0, atol=1.5e-6)
 
 
 @pytest.mark.parametrize("name", ["composed", "standard"])

@@ -202,6 +202,7 @@ class CrossAttentionBlock(nn.Cell):
         eps: float = 1e-6,
     ):
         super().__init__()
+        self.tokens = tokens
         self.norm1 = LayerNorm(dim, op, eps)
         self.attn = CrossAttention(dim, heads, tokens, op, qkv_bias)
         self.drop = drops.layer(drop_path, 1)

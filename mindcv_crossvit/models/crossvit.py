@@ -8,6 +8,7 @@ MindCV's (config.numerics).
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -108,13 +109,18 @@ class MultiScaleBlock(nn.Cell):
             x0_tc = block(x0_tc, drop_scale)
         for block in self.blocks[1]:
             x1_tc = block(x1_tc, drop_scale)
-        cls0_bc, patches0_bpc = self._split(x0_tc, 0)
-        cls1_bc, patches1_bpc = self._split(x1_tc, 1)
+        return self.fuse(x0_tc, x1_tc, drop_scale)
+
+    def fuse(self, x0_tc, x1_tc, drop_scale=None):
+        """Replaces both class tokens by what they read in the other branch."""
+        cls0_bc, patches0_bpc = self.split(x0_tc, 0)
+        cls1_bc, patches1_bpc = self.split(x1_tc, 1)
         new0_bc = self._fuse(0, cls0_bc, patches1_bpc, drop_scale)
         new1_bc = self._fuse(1, cls1_bc, patches0_bpc, drop_scale)
         return join(new0_bc, patches0_bpc), join(new1_bc, patches1_bpc)
 
-    def _split(self, x_tc, i):
+    def split(self, x_tc, i):
+        """Tokens of branch i [B*N, C] -> class tokens [B, C], patches [B, P, C]."""
         x_bnc = x_tc.reshape(-1, self.tokens[i], self.dims[i])
         cls_b1c, patches_bpc = ops.split(x_bnc, [1, self.tokens[i] - 1], 1)  # its gradient is one Concat
         return cls_b1c.reshape(-1, self.dims[i]), patches_bpc
@@ -152,6 +158,7 @@ class CrossViT(nn.Cell):
         super().__init__()
         self.config, self.num_classes = config, num_classes
         self.tokens, self.dims, self.input_size = config.tokens, config.embed_dim, config.img_size[0]
+        self.sides = tuple(config.img_size[i] // config.patch_size[i] for i in range(2))
         numerics = NUMERICS[config.numerics]
         op = op.with_gelu(numerics.gelu)
         self.pos_embed = ParameterTuple(
@@ -179,12 +186,44 @@ class CrossViT(nn.Cell):
         init_weights(self, seed)
 
     def construct(self, x_b3ss, drop_scale=None):
-        if x_b3ss.shape[2] != self.input_size or x_b3ss.shape[3] != self.input_size:
-            raise ValueError(f"this model takes images of {self.input_size} pixels, not {x_b3ss.shape}")
-        x0_tc, x1_tc = self._embed(x_b3ss, 0), self._embed(x_b3ss, 1)
+        x0_tc, x1_tc = self.embed(x_b3ss)
         for encoder in self.blocks:
             x0_tc, x1_tc = encoder(x0_tc, x1_tc, drop_scale)
-        return (self._classify(x0_tc, 0) + self._classify(x1_tc, 1)).astype(ms.float32) * 0.5
+        return self.classify(x0_tc, x1_tc)
+
+    def features(self, x_b3ss: Any, norm: bool = True) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        """(class tokens, patch grids) after the last encoder, float32: what a head of one's own is built on.
+
+        Class tokens [B, C] and grids [B, C, H, W], rows from the top, of both branches, the small patches' first; for
+        crossvit_9 [B, 128], [B, 256] and [B, 128, 20, 20], [B, 256, 14, 14].
+        norm: after the model's last LayerNorms, as its own heads read them. These are the tokens of timm's
+            `forward_features`; without it, the grids are those of timm's `features_only=True`.
+        Runs as one graph, called by itself or in another Cell's `construct` (plain tuples: a named one would stop the
+        gradient there). Raises ValueError as a call does.
+        """
+        return self._features(x_b3ss, norm)
+
+    @ms.jit
+    def _features(self, x_b3ss, norm):
+        x0_tc, x1_tc = self.embed(x_b3ss)
+        for encoder in self.blocks:
+            x0_tc, x1_tc = encoder(x0_tc, x1_tc)
+        if norm:
+            x0_tc, x1_tc = self.norm[0](x0_tc), self.norm[1](x1_tc)
+        cls0_bc, grid0_bchw = self._grid(x0_tc, 0)
+        cls1_bc, grid1_bchw = self._grid(x1_tc, 1)
+        return (cls0_bc, cls1_bc), (grid0_bchw, grid1_bchw)
+
+    def _grid(self, x_tc, i):
+        x_bnc = x_tc.astype(ms.float32).reshape(-1, self.tokens[i], self.dims[i])
+        patches_bcp = ops.transpose(x_bnc[:, 1:], (0, 2, 1))
+        return x_bnc[:, 0], patches_bcp.reshape(-1, self.dims[i], self.sides[i], self.sides[i])
+
+    def embed(self, x_b3ss):
+        """Images -> the tokens of both branches, [B*N, C] each."""
+        if x_b3ss.shape[2] != self.input_size or x_b3ss.shape[3] != self.input_size:
+            raise ValueError(f"this model takes images of {self.input_size} pixels, not {x_b3ss.shape}")
+        return self._embed(x_b3ss, 0), self._embed(x_b3ss, 1)
 
     def _embed(self, x_b3ss, i):
         tokens, dim = self.tokens[i], self.dims[i]
@@ -197,7 +236,11 @@ class CrossViT(nn.Cell):
             x_bnc = x_bnc.astype(ms.float16)
         return x_bnc.reshape(-1, dim)
 
-    def _classify(self, x_tc, i):
+    def classify(self, x0_tc, x1_tc):
+        """The tokens of both branches -> logits, float32."""
+        return (self._head(x0_tc, 0) + self._head(x1_tc, 1)).astype(ms.float32) * 0.5
+
+    def _head(self, x_tc, i):
         return self.head[i](self.norm[i](first_token(x_tc, self.tokens[i])))
 
 

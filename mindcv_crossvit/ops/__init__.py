@@ -35,8 +35,8 @@ class Ops:
                                   bias [C] or None of q, k and v) -> attention of layer_norm(class token) to
                                   layer_norm(x) [B, C]
     conv2d(kernel, stride, pad, from_image)
-                                  (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own layout;
-                                  from_image marks the convolution whose input is an image [B, 3, H, W]
+                                  (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
+                                  layout; from_image marks the convolution whose input is an image [B, 3, H, W]
     to_tokens()                   map -> [B*N, C], row-major
     """
 

@@ -259,6 +259,57 @@ def make_gradients() -> None:
     write_json("gradients.json", about, {"cases": cases})
 
 
+def summary(name: str, values: torch.Tensor) -> dict[str, Any]:
+    """Return a tensor's shape, sum, norm, dot product with `u(name)` and first four values."""
+    wide = values.detach().double()
+    dot = (wide.numpy() * u(name, values.shape)).sum()
+    numbers_of = {"sum": short(wide.sum()), "norm": short(wide.norm()), "dot": short(dot)}
+    return {"shape": list(values.shape)} | numbers_of | {"first": numbers(values.reshape(-1)[:4])}
+
+
+def feature_case(config: dict[str, Any], batch: int = 2) -> dict[str, Any]:
+    """Return the tokens and grids of one model after its last encoder, by timm's own functions."""
+    model = build_model(config).eval()
+    images = tensor(1.5 * u("input", (batch, 3, config["img_size"], config["img_size"])))
+    count = len(config["depth"])
+    last = [count - 1, 2 * count - 1]
+    content = {"config": config | {"branch_sizes": [list(size) for size in model.img_size_scaled]}, "batch": batch}
+    for i, tokens in enumerate(model.forward_features(images)):
+        content[f"cls_token.{i}"] = summary(f"cls_token.{i}", tokens[:, 0])
+    for key, norm in (("grid", True), ("raw_grid", False)):
+        grids = model.forward_intermediates(images, indices=last, norm=norm, intermediates_only=True)
+        for i, grid in enumerate(grids):
+            content[f"{key}.{i}"] = summary(f"{key}.{i}", grid)
+    return content
+
+
+def attention_case(config: dict[str, Any], batch: int = 2) -> dict[str, Any]:
+    """Return what every attention layer of one model passes on to its (idle) dropout, by the layer's name."""
+    model = build_model(config).eval()
+    found: dict[str, Any] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _, __, output: found.update({name: summary(name, output)})
+
+    for name, module in model.named_modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # the fused operator never shows its weights
+        if name.endswith(".attn_drop"):
+            module.register_forward_hook(watch(name.removesuffix(".attn_drop")))
+    with torch.no_grad():
+        model(tensor(1.5 * u("input", (batch, 3, config["img_size"], config["img_size"]))))
+    return {"config": config | {"branch_sizes": [list(size) for size in model.img_size_scaled]}, "maps": found}
+
+
+def make_features() -> None:
+    """Write features.json."""
+    nine = {"img_size": 240, "img_scale": (1.0, 224 / 240), "patch_size": (12, 16), "embed_dim": (128, 256)}
+    nine |= {"depth": ((1, 3, 0),) * 3, "num_heads": (4, 4), "mlp_ratio": (3, 3, 1), "multi_conv": False}
+    about = "What CrossViTs in float32 hold after their last encoder, and the attention of a small one."
+    features = {"small": feature_case(LINEAR), "crossvit_9": feature_case(nine)}
+    write_json("features.json", about, {"features": features, "attention": attention_case(LINEAR)})
+
+
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split the parameters as the official training does: one-dimensional ones and biases do not decay."""
     parameters = list(model.named_parameters())
@@ -695,6 +746,7 @@ def make_eval_pixels() -> None:
 
 MAKERS: dict[str, Callable[[], None]] = {
     "gradients": make_gradients,
+    "features": make_features,
     "adamw": make_adamw,
     "sgd": make_sgd,
     "losses20": make_losses20,

@@ -11,6 +11,7 @@ from mindspore import Tensor, nn, ops
 
 from .linear import Linear, Standardise
 
+_gather = ops.Gather()
 _bmm = ops.BatchMatMul()
 _bmm_tb = ops.BatchMatMul(transpose_b=True)
 _bmm_ta = ops.BatchMatMul(transpose_a=True)
@@ -33,11 +34,11 @@ class _Attention(nn.Cell):
         width = qkv_t3c.shape[1] // 3
         d = width // h
         qkv = qkv_t3c.reshape(-1, n * 3 * h, d)
-        q = ops.gather(qkv, self.q_rows, 1).reshape(-1, n, d) * d**-0.5
-        k = ops.gather(qkv, self.k_rows, 1).reshape(-1, n, d)
-        v = ops.gather(qkv, self.v_rows, 1).reshape(-1, n, d)
+        q = _gather(qkv, self.q_rows, 1).reshape(-1, n, d) * d**-0.5
+        k = _gather(qkv, self.k_rows, 1).reshape(-1, n, d)
+        v = _gather(qkv, self.v_rows, 1).reshape(-1, n, d)
         prob = self.softmax(_bmm_tb(q, k).astype(ms.float32)).astype(v.dtype)
-        out = ops.gather(_bmm(prob, v).reshape(-1, h * n, d), self.token_rows, 1)
+        out = _gather(_bmm(prob, v).reshape(-1, h * n, d), self.token_rows, 1)
         return out.reshape(-1, width), q, k, v, prob
 
     def bprop(self, qkv_t3c, out, dout):
@@ -46,14 +47,14 @@ class _Attention(nn.Cell):
         q, k, v, prob = out[1], out[2], out[3], out[4]
         grad_tc = dout[0]
         row = _sum_keep((grad_tc * out[0]).reshape(-1, n * h, d), -1)
-        row = ops.gather(row, self.head_rows, 1).reshape(-1, n, 1)
-        grad = ops.gather(grad_tc.reshape(-1, n * h, d), self.head_rows, 1).reshape(-1, n, d)
+        row = _gather(row, self.head_rows, 1).reshape(-1, n, 1)
+        grad = _gather(grad_tc.reshape(-1, n * h, d), self.head_rows, 1).reshape(-1, n, d)
         late_v = ops.depend(v, grad)  # else [V, 1] is made, and kept, as soon as V is there
         d_prob = _bmm_tb(ops.concat((grad, -row), -1), ops.concat((late_v, ops.ones_like(late_v[:, :, :1])), -1))
         d_score = prob * d_prob
         d_q, d_k, d_v = _bmm(d_score, k) * d**-0.5, _bmm_ta(d_score, q), _bmm_ta(prob, grad)
         rows = (d_q.reshape(-1, h * n, d), d_k.reshape(-1, h * n, d), d_v.reshape(-1, h * n, d))
-        return (ops.gather(ops.concat(rows, 1), self.qkv_rows, 1).reshape(qkv_t3c.shape),)
+        return (_gather(ops.concat(rows, 1), self.qkv_rows, 1).reshape(qkv_t3c.shape),)
 
 
 class Attention(nn.Cell):

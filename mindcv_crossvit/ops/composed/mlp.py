@@ -9,7 +9,17 @@ import math
 
 from mindspore import nn, ops
 
-from .linear import FEW_ROWS, Standardise, column_sum, fold_norm, matmul, matmul_ta, matmul_tb, scale_columns, unfold_norm
+from .linear import (
+    FEW_ROWS,
+    Standardise,
+    column_sum,
+    fold_norm,
+    matmul,
+    matmul_ta,
+    matmul_tb,
+    scale_columns,
+    unfold_norm,
+)
 
 # Phi(x) = sigmoid(2 x P(x^2)), highest power first: an own minimax fit of the normal distribution. The float32 error
 # of x * Phi(x) against the exact GELU is 5.9e-7 on |x| <= 12. `ops.tanh` is good to 1e-4 only, `ops.erf` slow.
