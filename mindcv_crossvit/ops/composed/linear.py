@@ -52,6 +52,9 @@ class Standardise:
     def __init__(self, eps: float):
         self.eps = eps
         self.norm = ops.BatchNorm(is_training=True, epsilon=eps, momentum=0.0)
+        # With momentum 0 nothing is written; said, else all parameters are copied before the first "write".
+        self.norm.set_signatures(())
+        self.norm.add_prim_attr("side_effect_mem", False)
         self.grad = _grad_ops.BatchNormGrad(is_training=True, epsilon=1e-12)
 
     def forward(self, x_tc):
