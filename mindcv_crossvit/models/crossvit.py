@@ -160,7 +160,7 @@ class CrossViT(nn.Cell):
         self.tokens, self.dims, self.input_size = config.tokens, config.embed_dim, config.img_size[0]
         self.sides = tuple(config.img_size[i] // config.patch_size[i] for i in range(2))
         numerics = NUMERICS[config.numerics]
-        op = op.with_gelu(numerics.gelu)
+        op = op.with_gelu(numerics.gelu).shared()
         self.pos_embed = ParameterTuple(
             [empty((1, config.tokens[i], config.embed_dim[i]), f"pos_embed.{i}") for i in range(2)]
         )

@@ -10,8 +10,8 @@ float32 rounding. Tokens stay two-dimensional, [B*N, C], through a whole block: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import Any
 
 NAMES = ("standard", "composed")
@@ -59,6 +59,14 @@ class Ops:
         """The same primitives with this form of GELU throughout."""
         norm_mlp = partial(self.norm_mlp, approximate=approximate)
         return replace(self, norm_mlp=norm_mlp, gelu=partial(self.gelu, approximate))
+
+    def shared(self) -> Ops:
+        """The same primitives, each made once for the same arguments: all layers of a model may use one Cell.
+
+        It has no parameters, and is then parsed and differentiated once: compiling is faster.
+        """
+        makers = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: cache(make) for name, make in makers.items() if callable(make)})
 
     @property
     def half(self) -> bool:
