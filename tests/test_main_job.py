@@ -334,3 +334,22 @@ def test_ranks_that_differ_are_told_by_the_parameters_name(tmp_path):
     for rank in (0, 1):
         said = (tmp_path / "logs" / f"worker_{rank}.log").read_text()
         assert "said: now: the ranks' parameters differ, first p1 (1 of 3)" in said, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name, batch", [("crossvit_9", 4), ("crossvit_9", 12), ("crossvit_tiny", 4), ("crossvit_tiny", 12)]
+)
+def test_the_plans_memory_is_near_the_peak_of_the_process(name, batch, tmp_path):
+    photos(tmp_path / "photos", {"a": 20, "b": 20}, size=240)
+    config = ROOT / "configs" / f"{name}_ascend.yaml"
+    settings = [f"batch.global_batch={batch}", f"batch.largest_per_device={batch}", f"mix.group={batch}"]
+    settings += ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.val_fraction=0.3", "data.workers=1"]
+    command = [sys.executable, str(ROOT / "train.py"), "-c", str(config), "--data_dir", str(tmp_path / "photos")]
+    command += ["--output", str(tmp_path / "run"), *(word for s in settings for word in ("--set", s))]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    line = next(s for s in (tmp_path / "run" / "plan.txt").read_text().splitlines() if s.startswith("memory"))
+    planned, peak = float(line.split()[1]), usage.ru_maxrss * 1024 / 1e9
+    assert planned == pytest.approx(peak, rel=0.25), line

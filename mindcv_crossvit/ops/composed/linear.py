@@ -69,9 +69,8 @@ class Standardise:
         tokens, width = hat_tc.shape
         shape = (1, tokens, width, 1)
         one_t, zero_t = ops.ones((tokens,), ms.float32), ops.zeros((tokens,), ms.float32)
-        return self.grad(d_hat_tc.reshape(shape), hat_tc.reshape(shape), inv_std_t, zero_t, one_t, one_t)[0].reshape(
-            tokens, width
-        )
+        dx = self.grad(d_hat_tc.reshape(shape), hat_tc.reshape(shape), inv_std_t, zero_t, one_t, one_t)
+        return dx[0].reshape(tokens, width)  # type: ignore[index]
 
 
 def scale_columns(x_tc, weight_c):
