@@ -87,7 +87,9 @@ def test_composed_equals_standard(primitive):
     build, shapes = PRIMITIVES[primitive]
     reference = values_and_gradients(build, "standard", shapes)
     for ours, theirs in zip(values_and_gradients(build, "composed", shapes), reference, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=5e-6)
+        # in float64, standard's class attention is off by 2.2e-5 in the norm's weight, composed's by 7e-6
+        atol = 4e-5 if primitive.startswith("norm_class_attention") else 5e-6
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=atol)
 
 
 @pytest.mark.parametrize(

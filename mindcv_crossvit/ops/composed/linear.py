@@ -6,6 +6,8 @@ four elementwise products) and its kernel keeps three further tensors of that si
 
 from __future__ import annotations
 
+from typing import Any
+
 import mindspore as ms
 from mindspore import nn, ops
 from mindspore.ops.operations import _grad_ops
@@ -55,7 +57,7 @@ class Standardise:
         # With momentum 0 nothing is written; said, else all parameters are copied before the first "write".
         self.norm.set_signatures(())
         self.norm.add_prim_attr("side_effect_mem", False)
-        self.grad = _grad_ops.BatchNormGrad(is_training=True, epsilon=1e-12)
+        self.grad: Any = _grad_ops.BatchNormGrad(is_training=True, epsilon=1e-12)
 
     def forward(self, x_tc):
         """(x_hat [T, C], 1/std [T])."""
@@ -69,8 +71,8 @@ class Standardise:
         tokens, width = hat_tc.shape
         shape = (1, tokens, width, 1)
         one_t, zero_t = ops.ones((tokens,), ms.float32), ops.zeros((tokens,), ms.float32)
-        dx = self.grad(d_hat_tc.reshape(shape), hat_tc.reshape(shape), inv_std_t, zero_t, one_t, one_t)
-        return dx[0].reshape(tokens, width)  # type: ignore[index]
+        out = self.grad(d_hat_tc.reshape(shape), hat_tc.reshape(shape), inv_std_t, zero_t, one_t, one_t)
+        return out[0].reshape(tokens, width)
 
 
 def scale_columns(x_tc, weight_c):
