@@ -186,7 +186,7 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert "1 device x 128 x 4 accumulation = 512 pictures per update" in done.stdout
     assert "2 per epoch, 4 in 2 epochs" in done.stdout and "multiply-accumulates" in done.stdout
     assert "tensors decayed by 0.05" in done.stdout and not list(tmp_path.iterdir())
-    assert "changed  batch.global_batch is 512 instead of the recipe's 256" in done.stdout
+    assert "changed   batch.global_batch is 512 instead of the recipe's 256" in done.stdout
 
 
 def test_weights_of_a_run_start_another(finished, tmp_path):
@@ -275,8 +275,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         (["--set", "data.source=folder"], "--data_dir"),
         (["--set", "data.source=folder", "--data_dir", "/no/such/folder"], "no folder /no/such/folder"),
         (["--output", "/proc/run"], "no write access to /proc"),
-        (["--init-from", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
-        (["--resume", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
+        (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--resume", "missing.safetensors"], "missing.safetensors: no such file"),
         (["--set", "model.num_classes=7"], "the data has 10 classes"),
         (["--distribute", "True"], "msrun did not start this"),
         (["--distribute", "maybe"], "expected True or False"),
@@ -298,7 +298,7 @@ def test_wrong_input_is_one_message_and_code_2_before_mindspore_is_imported(argu
 def test_a_checkpoint_of_another_model_is_refused(finished, tmp_path):
     for script, option in (("validate.py", "--ckpt_path"), ("train.py", "--resume")):
         done = call(script, "-c", TINY, option, finished, "--set", "model.embed_dim=[16, 16]", cwd=tmp_path)
-        assert done.returncode == 2 and "model.embed_dim is [8, 16] in the checkpoint" in done.stderr
+        assert done.returncode == 2 and "model.embed_dim is (8, 16) in the checkpoint" in done.stderr
     done = call("train.py", "-c", TINY, "--init-from", finished, "--set", "model.embed_dim=[16, 16]", cwd=tmp_path)
     assert done.returncode == 2 and "does not fit this model" in done.stderr
 
