@@ -18,9 +18,6 @@ matmul_ta = ops.MatMul(transpose_a=True)
 column_sum = ops.ReduceSum(keep_dims=False)
 _tile = ops.Tile()
 
-FEW_ROWS = 512
-"""Up to here one slow kernel is better than ten fast ones: class tokens."""
-
 
 class _LinearBias(nn.Cell):
     def construct(self, x_ti, weight_oi, bias_o):
@@ -80,33 +77,15 @@ def scale_columns(x_tc, weight_c):
     return x_tc * _tile(weight_c.reshape(1, -1), (x_tc.shape[0], 1))
 
 
-class _LayerNorm(nn.Cell):
-    def __init__(self, eps: float):
-        super().__init__()
-        self.rows = Standardise(eps)
-
-    def construct(self, x_tc, weight_c, bias_c):
-        hat_tc, inv_std_t = self.rows.forward(x_tc)
-        return ops.bias_add(scale_columns(hat_tc, weight_c), bias_c), hat_tc, inv_std_t
-
-    def bprop(self, x_tc, weight_c, bias_c, out, dout):
-        dy, hat_tc, inv_std_t = dout[0], out[1], out[2]
-        dx = self.rows.gradient(scale_columns(dy, weight_c), hat_tc, inv_std_t)
-        return dx, column_sum(dy * hat_tc, 0), column_sum(dy, 0)
-
-
 class LayerNorm(nn.Cell):
-    """By itself; where a linear layer follows, NormLinear is faster."""
+    """By itself, for class tokens: one slow kernel is better there than ten fast ones. Else NormLinear is faster."""
 
     def __init__(self, eps: float):
         super().__init__()
-        self.many = _LayerNorm(eps)
-        self.few = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
+        self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x_tc, weight_c, bias_c):
-        if x_tc.shape[0] <= FEW_ROWS:
-            return self.few(x_tc, weight_c, bias_c)[0]
-        return self.many(x_tc, weight_c, bias_c)[0]
+        return self.norm(x_tc, weight_c, bias_c)[0]
 
 
 def fold_norm(g_c, b_c, weight_oc, bias_o):
