@@ -1,4 +1,4 @@
-"""The official archives' shape in small: a tar of tars, a flat tar, a kit with a MATLAB file, written by scipy and tar."""
+"""Archives in the official shape, small: a tar of tars, a flat tar, a kit with a MATLAB file written by scipy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,13 @@ def tar(members: dict[str, bytes], mode: str = "w", extra: tarfile.TarInfo | Non
 def kit(counts: dict[str, int] = COUNTS) -> bytes:
     from scipy.io import savemat
 
-    fields = [("ILSVRC2012_ID", "f8"), ("WNID", "O"), ("words", "O"), ("num_children", "f8"), ("num_train_images", "f8")]
+    fields = [
+        ("ILSVRC2012_ID", "f8"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("num_children", "f8"),
+        ("num_train_images", "f8"),
+    ]
     rows = [(k, name, f"word, {name}", 0, number) for k, (name, number) in enumerate(counts.items(), 1)]
     synsets = np.array([*rows, (len(rows) + 1, "n00001740", "entity", 2, INNER)], fields)
     buffer = io.BytesIO()
@@ -134,7 +140,7 @@ def test_no_member_leaves_its_folder(archives, tmp_path, kind, where):
     )
     done = call(SCRIPT, archives, tmp_path / "out")
     assert done.returncode == 2 and "is not a picture as expected" in done.stderr
-    assert not [p for p in tmp_path.rglob("*outside*")] and not Path("/tmp/outside.JPEG").exists()
+    assert not list(tmp_path.rglob("*outside*")) and not Path("/tmp/outside.JPEG").exists()
 
 
 def test_a_class_the_kit_does_not_know_is_refused(archives, tmp_path):

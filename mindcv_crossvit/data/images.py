@@ -14,18 +14,14 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 
 class BadImage(Exception):
-    """A picture that cannot be read; `name` says which, the message why."""
+    """A picture that cannot be read: which, and why; the message has both."""
 
     def __init__(self, name: str, reason: str):
-        self.name = name
+        self.name, self.reason = name, reason
         super().__init__(f"{name}: {reason}")
 
     def __reduce__(self):
-        return _rebuild, (self.name, str(self)[len(self.name) + 2 :])
-
-
-def _rebuild(name: str, reason: str) -> BadImage:
-    return BadImage(name, reason)
+        return BadImage, (self.name, self.reason)
 
 
 def decode(data: bytes, name: str) -> Image.Image:
