@@ -48,4 +48,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((grey // scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
+    if image.mode == "RGB" and image.format == "JPEG":
+        image.load()
+        return image  # convert would copy it
     return image.convert("RGB")
