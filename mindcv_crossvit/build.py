@@ -218,5 +218,6 @@ def write_summary(journal: Journal, training: Training, score: Score) -> None:
         "seconds": round(journal.seconds, 1),
         "compile_seconds": round(chrono.compile_seconds, 1),
         "images_per_second": round(chrono.rate, 1),
+        "data_wait_share": round(chrono.wait_share, 3),
     }
     journal.write("summary.json", json.dumps({**asdict(score), **costs}, indent=2) + "\n")

@@ -59,7 +59,7 @@ class Data:
     """Where pictures come from."""
 
     source: str = setting("folder", "kind of data set", choices=("folder", "cifar10", "cifar100", "digits"))
-    dir: str | None = setting(None, "folder of the data set (--data_dir)")
+    dir: str | None = setting(None, "folder or pack of the data set (--data_dir)")
     val_fraction: float | None = setting(
         None, "share held out for validation when a folder has no train/ and val/", above=0, below=1
     )

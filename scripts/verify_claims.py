@@ -27,7 +27,7 @@ import claims
 import numpy as np
 
 from mindcv_crossvit import runtime
-from mindcv_crossvit.data.sources import FileSource, Splits, list_classes
+from mindcv_crossvit.data.sources import Splits, read_classes
 from mindcv_crossvit.errors import UserError, nearest, run_main
 from mindcv_crossvit.journal import versions
 from mindcv_crossvit.models.catalog import resolve
@@ -108,16 +108,14 @@ def open_validation(data_dir: str, pictures: int | None) -> Splits:
     root = Path(data_dir).expanduser()
     if not (root / "val").is_dir():
         raise UserError(f"--data_dir: expected the folder {root / 'val'} with a folder per class")
-    names, paths, labels = list_classes(root / "val")
+    names, source = read_classes(root / "val")
     if len(names) != claims.VALIDATION_CLASSES:
         raise UserError(
             f"{root / 'val'}: {len(names)} class folders, expected the {claims.VALIDATION_CLASSES} of ImageNet-1k,"
             " whose order (n01440764, n01443537, ...) is that of the outputs"
         )
     if pictures:
-        keep = np.unique(np.linspace(0, len(paths), pictures, endpoint=False).astype(int))
-        paths, labels = [paths[i] for i in keep], labels[keep]
-    source = FileSource(paths, labels)
+        source = source.part(np.unique(np.linspace(0, len(source), pictures, endpoint=False).astype(int)))
     return Splits(source, source, names)
 
 

@@ -162,3 +162,11 @@ def test_mixed_targets_are_distributions():
     mix_groups(images, targets, BOTH, 8, draws())
     np.testing.assert_allclose(targets.sum(1), 1, rtol=1e-5)
     assert (targets > 0).all()
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8])
+def test_mixing_in_place_is_the_formula_bit_for_bit(size):
+    images, targets = batch(size)
+    expected = images * np.float32(0.3) + images[::-1] * np.float32(1 - 0.3)
+    apply_mix(images, targets, 0.3, None)
+    np.testing.assert_array_equal(images, expected)

@@ -14,10 +14,12 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mindcv_crossvit.data.loader import Batch, Loader
+from mindcv_crossvit.data.sources import Source
 from mindcv_crossvit.data.views import Arrays, Job
 
 
@@ -41,6 +43,25 @@ class NumberView:
 
 def numbered(numbers: Iterable[int]) -> Iterable[Job]:
     return (Job(np.arange(2), np.zeros(2, np.int64), 0, number) for number in numbers)
+
+
+@dataclass(frozen=True)
+class SlowSource:
+    """The pictures of another source, each after some seconds."""
+
+    source: Source
+    seconds: float
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, index: int) -> Image.Image:
+        time.sleep(self.seconds)
+        return self.source.read(index)
 
 
 class SlowToStart(NumberView):

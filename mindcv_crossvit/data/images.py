@@ -14,18 +14,14 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 
 
 class BadImage(Exception):
-    """A picture that cannot be read; `name` says which, the message why."""
+    """A picture that cannot be read: which, and why; the message has both."""
 
     def __init__(self, name: str, reason: str):
-        self.name = name
+        self.name, self.reason = name, reason
         super().__init__(f"{name}: {reason}")
 
     def __reduce__(self):
-        return _rebuild, (self.name, str(self)[len(self.name) + 2 :])
-
-
-def _rebuild(name: str, reason: str) -> BadImage:
-    return BadImage(name, reason)
+        return BadImage, (self.name, self.reason)
 
 
 def decode(data: bytes, name: str) -> Image.Image:
@@ -52,4 +48,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray((grey // scale).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
+    if image.mode == "RGB" and image.format == "JPEG":
+        image.load()
+        return image  # convert would copy it
     return image.convert("RGB")

@@ -71,9 +71,9 @@ class Loader:
             ) from error
 
     def _inline(self, view: str, jobs: Iterable[Job]) -> Iterator[Batch]:
+        arrays = {name: np.zeros(shape, np.float32) for name, shape in self.views[view].shapes().items()}
         for job in jobs:
             started = perf_counter()
-            arrays = {name: np.zeros(shape, np.float32) for name, shape in self.views[view].shapes().items()}
             skipped = self.views[view].fill(job, arrays)
             self.waited += perf_counter() - started
             yield Batch(job, arrays, skipped)

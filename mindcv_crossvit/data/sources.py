@@ -15,6 +15,7 @@ from ..errors import UserError, nearest
 from ..recipe import Data
 from .draws import Purpose, stream
 from .images import BadImage, decode
+from .packed import PackedSource, is_packed, open_packed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 DIGITS_TEST = 360
@@ -64,6 +65,10 @@ class FileSource:
         except OSError as error:
             raise BadImage(path, error.strerror or str(error)) from error
         return decode(data, path)
+
+    def part(self, indices: np.ndarray) -> FileSource:
+        """Some of the pictures."""
+        return FileSource([self.paths[int(i)] for i in indices], self.labels[indices])
 
 
 @dataclass(frozen=True)
@@ -158,25 +163,31 @@ def _near_folder(root: Path) -> str:
 def _folder(root: Path, data: Data) -> Splits:
     train, val = root / "train", root / "val"
     if train.is_dir() and val.is_dir():
-        names, paths, labels = list_classes(train)
-        val_names, val_paths, val_labels = list_classes(val)
+        names, pictures = read_classes(train)
+        val_names, val_pictures = read_classes(val)
         if names != val_names:
             odd = sorted(set(names) ^ set(val_names))
             raise UserError(
                 f"{root}: train/ and val/ have different classes; only in one of them: {', '.join(odd[:10])}"
             )
-        return Splits(FileSource(paths, labels), FileSource(val_paths, val_labels), names)
+        return Splits(pictures, val_pictures, names)
     if data.val_fraction is None or val.is_dir():
         raise UserError(
             f"{root}: expected the folders train/ and val/ with a folder per class;"
             " to split one folder of classes, set data.val_fraction (for example 0.2)"
         )
-    names, paths, labels = list_classes(train if train.is_dir() else root)
-    held_out = split_by_class(labels, data.val_fraction, data.split_seed)
-    parts = [np.flatnonzero(~held_out), np.flatnonzero(held_out)]
-    train_part, val_part = (FileSource([paths[i] for i in part], labels[part]) for part in parts)
+    names, pictures = read_classes(train if train.is_dir() else root)
+    held_out = split_by_class(pictures.labels, data.val_fraction, data.split_seed)
     note = f"{data.val_fraction:.0%} of each class held out for validation, seed {data.split_seed}"
-    return Splits(train_part, val_part, names, note)
+    return Splits(pictures.part(np.flatnonzero(~held_out)), pictures.part(np.flatnonzero(held_out)), names, note)
+
+
+def read_classes(root: Path) -> tuple[tuple[str, ...], FileSource | PackedSource]:
+    """(class names, pictures) of a folder of class folders, or of what scripts/to_mindrecord.py made of one."""
+    if is_packed(root):
+        return open_packed(root)
+    names, paths, labels = list_classes(root)
+    return names, FileSource(paths, labels)
 
 
 def list_classes(root: Path) -> tuple[tuple[str, ...], list[str], np.ndarray]:

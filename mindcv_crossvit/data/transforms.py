@@ -26,12 +26,14 @@ class Normalise:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """See the class."""
-        pixels = np.asarray(image, np.float32).transpose(2, 0, 1)
+    def __call__(self, image: Image.Image, out: np.ndarray | None = None) -> np.ndarray:
+        """See the class; written into `out` where it is given."""
+        pixels = np.asarray(image).transpose(2, 0, 1)
         scale = np.float32(1) / (np.float32(255) * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        return pixels * scale[:, None, None] - shift[:, None, None]
+        out = np.empty(pixels.shape, np.float32) if out is None else out
+        np.multiply(pixels, scale[:, None, None], out=out)
+        return np.subtract(out, shift[:, None, None], out=out)
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,8 @@ class TrainTransform:
     augment: Augment
     normalise: Normalise
 
-    def __call__(self, image: Image.Image, draw: Draw) -> np.ndarray:
-        """RGB picture of any size -> float32 [3, size, size]; `draw` gives the stream for a purpose."""
+    def __call__(self, image: Image.Image, draw: Draw, out: np.ndarray | None = None) -> np.ndarray:
+        """RGB picture of any size -> float32 [3, size, size], in `out` if given; `draw` gives a purpose's stream."""
         a = self.augment
         image = self._crop(image, draw)
         if a.flip and draw(Purpose.FLIP).random() < a.flip:
@@ -52,7 +54,7 @@ class TrainTransform:
             image = self._affine(image, draw(Purpose.AFFINE))
         if a.rand_augment:
             image = rand_augment(image, parse_policy(a.rand_augment), draw(Purpose.RAND_AUGMENT), a.fill)
-        pixels = self.normalise(image)
+        pixels = self.normalise(image, out)
         if a.erase:
             random_erase(pixels, a.erase, draw(Purpose.ERASE))
         return pixels
@@ -88,9 +90,9 @@ class EvalTransform:
     crop_fraction: float
     normalise: Normalise
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """RGB picture of any size -> float32 [3, size, size]."""
-        return self.normalise(self.square(image))
+    def __call__(self, image: Image.Image, out: np.ndarray | None = None) -> np.ndarray:
+        """RGB picture of any size -> float32 [3, size, size], in `out` if given."""
+        return self.normalise(self.square(image), out)
 
     def square(self, image: Image.Image) -> Image.Image:
         """The part of a picture that the model sees, [size, size] pixels."""

@@ -69,7 +69,7 @@ class TrainView:
         skipped: list[tuple[int, str]] = []
         labels = np.empty(len(job.indices), np.int64)
         for row in range(len(labels)):
-            arrays["images"][row], labels[row] = self._picture(job, row, skipped)
+            labels[row] = self._picture(job, row, skipped, arrays["images"][row])
         soft_targets(labels, self.num_classes, self.smoothing, arrays["targets"])
         first_group = job.first_row // self.group
         mix_groups(
@@ -81,8 +81,8 @@ class TrainView:
         )
         return skipped
 
-    def _picture(self, job: Job, row: int, skipped: list[tuple[int, str]]) -> tuple[np.ndarray, int]:
-        """A picture and its label; one that cannot be read is replaced by the next of the set that can."""
+    def _picture(self, job: Job, row: int, skipped: list[tuple[int, str]], out: np.ndarray) -> int:
+        """Fills `out`, gives the label; a picture that cannot be read is replaced by the next of the set that can."""
         for attempt in range(len(self.source)):
             chosen = (int(job.indices[row]) + attempt) % len(self.source)
             try:
@@ -93,7 +93,8 @@ class TrainView:
                 skipped.append((row, str(error)))
                 continue
             draw = partial(_draw, self.seed, job.epoch, chosen, int(job.copies[row]))
-            return self.transform(image, draw), int(self.source.labels[chosen])
+            self.transform(image, draw, out)
+            return int(self.source.labels[chosen])
         raise BadImage("the training set", "no picture in it can be read")
 
 
@@ -119,7 +120,7 @@ class EvalView:
         skipped: list[tuple[int, str]] = []
         for row, index in enumerate(job.indices):
             try:
-                arrays["images"][row] = self.transform(self.source.read(int(index)))
+                self.transform(self.source.read(int(index)), arrays["images"][row])
             except BadImage as error:
                 if not self.skip_bad:
                     raise

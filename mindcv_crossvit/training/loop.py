@@ -102,6 +102,7 @@ def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bo
     if compiles:
         t.journal.say("compiling the graph (once; large models take minutes) ...")
     t.chrono.start()
+    waited = t.loader.waited
     draws = drop_path_scale(t.recipe.run.seed, state.update, state.drop_rates, p.global_batch)
     losses, finite = [], True
     for micro in range(p.accumulation):
@@ -118,8 +119,9 @@ def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bo
     state.update += 1
     state.applied += finite
     state.loss_scale.after(finite)
-    said = t.runtime.gather(np.array([np.mean(losses), t.stop.asked], np.float32)).mean(0)
-    t.chrono.stop(p.global_batch)
+    mine = np.array([np.mean(losses), t.stop.asked, t.loader.waited - waited], np.float32)
+    said = t.runtime.gather(mine).mean(0)
+    t.chrono.stop(p.global_batch, float(said[2]))
     if compiles:
         t.journal.say(f"compiled; the first update took {duration(t.chrono.compile_seconds)}")
     if not finite:
@@ -180,7 +182,8 @@ def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str
     left = (t.plan.total_steps - t.state.update) * t.plan.global_batch / t.chrono.rate if t.chrono.rate else 0
     return (
         f"epoch {epoch + 1}/{t.recipe.schedule.epochs}  step {step}/{t.plan.steps_per_epoch}  loss {loss:.4f}"
-        f"  lr {lr:.2e}  {t.chrono.rate:.0f} images/s  {duration(left)} left"
+        f"  lr {lr:.2e}  {t.chrono.rate:.0f} images/s, {t.chrono.wait_share:.0%} waiting for data"
+        f"  {duration(left)} left"
     )
 
 
