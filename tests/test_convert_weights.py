@@ -106,7 +106,8 @@ def test_foreign_weights_and_the_checkpoint_made_of_them_are_scored_and_asked_al
     assert scores[0]["images"] == 3 and scores[0]["model"] == "crossvit_9" and np.isfinite(scores[0]["loss"])
     assert [a["index"] for a in answers[0]] == [a["index"] for a in answers[1]]
     assert {a["class"] for a in answers[0]} == {"cat", "dog", "owl"} and answers[1][0]["class"] in "012"
-    done = run_script("validate.py", *recipe, "--ckpt_path", crossvit_9[0])
+    split = ("--set", "data.val_fraction=0.2")
+    done = run_script("validate.py", *recipe, *split, "--ckpt_path", crossvit_9[0])
     assert (
         done.returncode == 2 and "model.img_size is (96, 64) in the checkpoint, (240, 224) in the recipe" in done.stderr
     )
