@@ -25,4 +25,5 @@ ruff format --check .
 echo "== types"
 pyright
 echo "== tests with MindSpore $(python -c 'from importlib.metadata import version; print(version("mindspore"))')"
-python -m pytest "$@"
+# Two at a time, a file each: compiling graphs, most of the work, uses one core.
+OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile "$@"
