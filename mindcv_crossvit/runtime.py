@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import presence
 from .errors import UserError
-from .process import die_with_parent
 
 
 def launched_world() -> int | None:
@@ -123,8 +123,7 @@ def start(device: str) -> Runtime:
 
     The scheduler process of msrun ends in here when the run is over. Raises UserError when the device is not there.
     """
-    if launched_world():
-        die_with_parent()
+    presence.mark("loading MindSpore")
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -136,7 +135,9 @@ def start(device: str) -> Runtime:
         return Runtime(resolve_device(device))
     from mindspore.communication import get_group_size, get_rank, init
 
+    presence.mark(presence.SERVING if is_scheduler() else "joining")
     init("hccl" if resolve_device(device) == "Ascend" else "mccl")
     if is_scheduler():
         raise SystemExit(0)
+    presence.mark("preparing")
     return Runtime(resolve_device(device), get_rank(), get_group_size())

@@ -17,8 +17,12 @@ PACKAGE = ROOT / "mindcv_crossvit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From the first to the last: a file may import from its own room and from those before it.
 ROOMS = [
-    "errors",
+    "presence",
     "process",
+    "errors",
+    "job",
+    "verdict",
+    "supervisor",
     "settings",
     "models.catalog",
     "recipe",
