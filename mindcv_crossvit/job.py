@@ -40,8 +40,8 @@ class Job:
         return words
 
     def log_of(self, name: str, place: Path) -> Path | None:
-        """The file msrun sends a process's output to; None for a single process."""
-        if not self.msrun:
+        """The file msrun sends a process's output to; None for a single process, and for msrun itself."""
+        if not self.msrun or name not in (*self.ranks, SCHEDULER):
             return None
         return place / ("scheduler.log" if name == SCHEDULER else f"worker_{name.removeprefix('rank ')}.log")
 

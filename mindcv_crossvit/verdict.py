@@ -99,7 +99,7 @@ def _by_launcher(scene: Scene) -> Outcome | None:
     if not scene.msrun:
         return Outcome(scene.launcher if scene.launcher in FINAL else FAILED, (("rank 0", how_ended(scene.launcher)),))
     left = [n for n in scene.names if n not in scene.people or scene.people[n].code is None]
-    return Outcome(FAILED, (("msrun", f"{how_ended(scene.launcher)} before {', '.join(left)} had ended"),))
+    return Outcome(FAILED, (("msrun", f"{how_ended(scene.launcher)}; left alone were {', '.join(left)}"),))
 
 
 def _by_death(scene: Scene) -> Outcome | None:

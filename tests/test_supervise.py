@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from running import TINY, free_port, metrics, msrun_env, msrun_words, same_run, wait_for
+from running import TINY, free_port, metrics, msrun_words, same_run, wait_for
+from supervised import Supervised, slow_disk
 
 from mindcv_crossvit import cli
 from mindcv_crossvit.errors import UserError
@@ -23,62 +22,6 @@ from mindcv_crossvit.training.checkpoint import read_checkpoint
 
 FAULTY = ROOT / "tests" / "faulty_rank.py"
 ALONE = [sys.executable, str(FAULTY)]
-
-
-class Supervised:
-    """A supervisor with its job, in an environment that marks every process of it."""
-
-    def __init__(self, logs: Path, command: list[object], *options: object, env: dict[str, str] | None = None):
-        self.logs, self.mark = logs, f"CROSSVIT_TEST={logs}"
-        words = [sys.executable, ROOT / "scripts" / "supervise.py", "--logs", logs, "--backoff", "0.1", *options, "--"]
-        name, _, value = self.mark.partition("=")
-        self.process = subprocess.Popen(
-            [str(w) for w in [*words, *command]],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**msrun_env(env), name: value},
-        )
-
-    def end(self, seconds: float = 150) -> tuple[int, str]:
-        """(exit code, what it said); fails when it takes longer or leaves a process."""
-        try:
-            said, _ = self.process.communicate(timeout=seconds)
-        finally:
-            self.process.kill()
-        assert not self.processes(), "processes of the job live on"
-        return self.process.returncode, said
-
-    def processes(self) -> dict[int, dict[str, str]]:
-        """Environment of every process of the job but the supervisor, by process id."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                words = path.read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if self.mark in words and int(path.parent.name) != self.process.pid:
-                found[int(path.parent.name)] = dict(w.split("=", 1) for w in words if "=" in w)
-        return found
-
-    def log(self) -> str:
-        """What the supervisor wrote so far."""
-        path = self.logs / "supervise.log"
-        return path.read_text() if path.exists() else ""
-
-    def people(self) -> dict[str, dict]:
-        """What the ranks of the running attempt say."""
-        found = {}
-        for env in self.processes().values():
-            folder = Path(env.get("CROSSVIT_PRESENCE", "/none"))
-            for path in folder.glob("*.json"):
-                try:
-                    found[path.stem] = json.loads(path.read_text())
-                except (OSError, ValueError):
-                    continue
-            if found:
-                break
-        return found
 
 
 def run(tmp_path: Path, fault: str, command: list[object], *options: object, seconds: float = 100) -> tuple[int, str]:
@@ -160,24 +103,11 @@ def test_options_of_the_supervisor():
             cli.supervise_arguments([*wrong, "--", "true"])
 
 
-SLOW_DISK = """
-import os, time
-fsync = os.fsync
-def slow(handle):
-    time.sleep(0.5)
-    fsync(handle)
-os.fsync = slow
-"""
-
-
 def test_a_run_of_two_ranks_survives_every_kill_and_is_bitwise_the_same(finished_by_two, cached, tmp_path):
     """A worker, rank 0 while it saves, the scheduler and msrun are killed, then a rank is stopped; then it ends."""
-    (tmp_path / "slow").mkdir()
-    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
     folder = tmp_path / "run"
     command = two_ranks(ROOT / "train.py", "-c", TINY, "--output", folder, "--set", "checkpoint.every_updates=1")
-    env = {**cached, "PYTHONPATH": str(tmp_path / "slow")}
-    job = Supervised(tmp_path / "logs", command, "--restarts", 5, "--hang", 8, env=env)
+    job = Supervised(tmp_path / "logs", command, "--restarts", 5, "--hang", 8, env=slow_disk(cached, tmp_path))
     cut = lambda: any((folder / "checkpoints").glob(".*.tmp"))  # noqa: E731
     update = lambda: job.people().get("rank 0", {}).get("update") or 0  # noqa: E731
     faults = [
