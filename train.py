@@ -20,7 +20,7 @@ def main() -> int:
     # What the user said, checked before MindSpore is imported.
     arguments = cli.train_arguments()
     recipe = cli.recipe_of(arguments)
-    world = runtime.planned_world(recipe.run.distribute)
+    world = arguments.world or runtime.planned_world(recipe.run.distribute)
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)

@@ -18,7 +18,7 @@ from .journal import Journal, manifest, versions
 from .models import catalog
 from .models.crossvit_config import CrossViTConfig, macs, saved_activations
 from .models.registry import create_model
-from .plan import Plan
+from .plan import Plan, all_reduce_bytes
 from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
@@ -184,7 +184,7 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
 
 
 def _traffic(count: int, world: int) -> str:
-    sent = 2 * (world - 1) / world * 4 * count / 1e6
+    sent = all_reduce_bytes(count, world) / 1e6
     return f"{sent:,.1f} MB sent and received by each rank per update: a ring all-reduce of float32 gradients"
 
 

@@ -22,7 +22,10 @@ def train_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="start a new run from these weights; with --resume auto only while there is no checkpoint",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is compiled")
+    parser.add_argument("--world", type=_count, metavar="N", help="with --dry-run: the plan for so many devices")
     arguments = parser.parse_args(argv)
+    if arguments.world is not None and not (arguments.dry_run and arguments.world):
+        parser.error("--world N plans for N devices, from 1, with --dry-run; msrun starts a run on several")
     if arguments.resume not in (None, "auto") and arguments.init_from:
         parser.error("--resume PATH goes on with a run, --init-from begins one: give one of them")
     return arguments
@@ -68,6 +71,13 @@ def predict_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--attention", metavar="DIR", help="draw what the class tokens attend to, a PNG per picture in this folder"
     )
+    return parser.parse_args(argv)
+
+
+def check_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of scripts/check_env.py."""
+    parser = _parser("Check a machine before a run.")
+    parser.add_argument("--output", metavar="DIR", help="the run folder to be (default: runs)")
     return parser.parse_args(argv)
 
 

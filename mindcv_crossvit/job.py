@@ -52,7 +52,7 @@ class Job:
         if self.msrun and self.master and not _is_free(self.port):
             raise UserError(
                 f"the scheduler (rank 0's machine) cannot have port {self.port}: it is in use, by another job perhaps;"
-                f" {_free_port()} is free (msrun --master_port, launch.sh --port)"
+                f" {free_port()} is free (msrun --master_port, launch.sh --port)"
             )
 
 
@@ -115,7 +115,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port nobody has at the moment."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

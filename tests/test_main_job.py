@@ -169,6 +169,15 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert "changed  batch.global_batch is 512 instead of the recipe's 256" in done.stdout
 
 
+def test_a_dry_run_plans_for_any_number_of_devices(tmp_path):
+    done = call("train.py", "-c", TINY, "--dry-run", "--world", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "64 devices x 4 x 1 accumulation = 256 pictures per update" in done.stdout
+    assert "MB sent and received by each rank per update" in done.stdout and not list(tmp_path.iterdir())
+    refused = call("train.py", "-c", TINY, "--dry-run", "--world", "1024", cwd=tmp_path)
+    assert refused.returncode == 2 and "cannot be divided among 1024 devices" in refused.stderr
+
+
 def test_weights_of_a_run_start_another(finished, tmp_path):
     settings = ("--set", "schedule.epochs=1", "--set", "optimizer.lr=1e-9", "--set", "schedule.warmup_epochs=0")
     settings += ("--set", "schedule.min_lr=0")
@@ -261,6 +270,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         (["--distribute", "True"], "msrun did not start this"),
         (["--distribute", "maybe"], "expected True or False"),
         (["--confg", "x"], "unrecognized arguments"),
+        (["--world", "8"], "with --dry-run"),
         (["--resume", "y", "--init-from", "x"], "give one of them"),
     ],
 )
@@ -298,6 +308,7 @@ def test_the_command_line_is_frozen():
             "--resume",
             "--init-from",
             "--dry-run",
+            "--world",
             "--set",
             "--distribute",
         }
