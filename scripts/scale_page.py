@@ -54,7 +54,7 @@ TAIL = """
 ## What was put in
 
 - Between the cards of a server: full mesh, seven links of 56 GB/s, counted half in each direction. The figure is from
-  [a participant's report of an HCCL contest](https://www.meemx.com/p/hccl-contest-log-overall) on an 8-card 910B server,
+  [a participant's report of a contest](https://www.meemx.com/p/hccl-contest-log-overall) on an 8-card 910B server,
   who calls it unofficial. No document of the maker with a measured all-reduce bandwidth was found;
   [HCCL's own tester]({tester}) measures yours.
 - Between servers: 200 Gbit/s for each card, an assumption; a slower network makes the time longer in proportion.

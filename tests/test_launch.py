@@ -36,11 +36,8 @@ def test_one_machine():
     words = printed("--workers", 4, "--port", 9000, "--restarts", 1, "train.py", "--config", "a b.yaml")
     job = read_job(words[words.index("--") + 1 :])
     assert job.ranks == tuple(f"rank {r}" for r in range(4)) and job.master and job.port == 9000
-    assert words[words.index("--restarts") + 1] == "1" and words[-3:] == [
-        str(ROOT / "train.py"),
-        "--config",
-        "a b.yaml",
-    ]
+    assert words[words.index("--restarts") + 1] == "1" and words[-3].endswith("train.py")
+    assert words[-2:] == ["--config", "a b.yaml"]
     assert "--bind_core=True" in words and words[words.index("--cluster_time_out") + 1] == "300"
 
 
