@@ -22,7 +22,7 @@ def train_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         help="start a new run from these weights; with --resume auto only while there is no checkpoint",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is compiled")
-    parser.add_argument("--world", type=_count, metavar="N", help="with --dry-run: the plan for so many devices")
+    parser.add_argument("--world", type=_count, metavar="N", help="of a dry run: plan for so many devices")
     arguments = parser.parse_args(argv)
     if arguments.world is not None and not (arguments.dry_run and arguments.world):
         parser.error("--world N plans for N devices, from 1, with --dry-run; msrun starts a run on several")

@@ -315,6 +315,8 @@ def test_the_command_line_is_frozen():
     }
     options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--runtime", "--set", "--distribute"}
     options["scripts/export.py"] = {"--ckpt_path", "--output", "--batch", "--weights", "--pictures", "--check"}
+    options["scripts/supervise.py"] = {"--restarts", "--logs", "--backoff", "--start", "--compile", "--hang", "--"}
+    options["scripts/check_env.py"] = {"--config", "--data_dir", "--output", "--set", "--distribute"}
     for script, expected in options.items():
         words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
         assert {w for w in words if w.startswith("--")} - {"--help"} == expected
