@@ -16,13 +16,14 @@ from .errors import UserError
 from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.crossvit_config import CrossViTConfig, macs, saved_activations
+from .models.crossvit_config import CrossViTConfig, macs
+from .models.memory import training_memory
 from .models.registry import create_model
 from .plan import Plan, all_reduce_bytes
 from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
-from .runtime import Runtime
+from .runtime import Runtime, device_target
 from .training.checkpoint import Checkpoint, CheckpointFolder
 from .training.groups import decayed, freeze, make_groups
 from .training.loop import Training
@@ -172,15 +173,26 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
     size = recipe.model.image_size
     work = f", {macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
     decays = sum(decayed(parameters, recipe.optimizer.no_decay))
-    memory = f"{16 * count / 1e9:.2f} GB for weights, gradients and two moments"
-    if config:
-        kept = 4 * saved_activations(config) * plan.per_device / 1e9
-        memory += f", and at least {kept:.2f} GB of activations for {plan.per_device} pictures, per device"
+    frozen = sum(p.size for p in state.model.get_parameters()) - count
+    still = f" and {frozen:,} frozen ones" if recipe.optimizer.freeze else ""
     return [
-        ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters, {size} px{work}"),
+        ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters{still}, {size} px{work}"),
         ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),
-        ("memory", memory),
+        ("memory", _memory(recipe, plan, state, count)),
     ] + ([("traffic", _traffic(count, plan.world))] if plan.world > 1 else [])
+
+
+def _memory(recipe: Recipe, plan: Plan, state: State, trained: int) -> str:
+    held, on_cpu = sum(p.size for p in state.parameters()), device_target() == "CPU"
+    accumulates = plan.accumulation > 1
+    need = training_memory(recipe.model.config(), plan.per_device, held, trained, accumulates, on_cpu)
+    parts = [f"{need.state / 1e9:.2f} GB weights, gradients and moments"]
+    if need.activations is not None:
+        parts.append(f"{need.activations / 1e9:.2f} GB activations of {plan.per_device} pictures")
+    if on_cpu:
+        parts.append(f"{need.program / 1e9:.2f} GB MindSpore and the compiled graph")
+    words = "" if need.activations is not None else "; activations of MindCV's models are not counted"
+    return f"{need.total / 1e9:.2f} GB per device: {', '.join(parts)}{words}"
 
 
 def _traffic(count: int, world: int) -> str:

@@ -69,7 +69,7 @@ def draw_comparison(runs: dict[str, list[Path]], path: Path) -> None:
             label = name if folder == folders[0] else None
             errors = [100 - s["val_top1"] for s in scores]
             axes.plot([s["update"] for s in scores], errors, color=f"C{k}", lw=1.2, alpha=0.8, label=label)
-    axes.set(xlabel="update", ylabel="validation error, %", yscale="symlog")
+    axes.set(xlabel="update", ylabel="validation error, %")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)

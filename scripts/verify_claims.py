@@ -166,7 +166,7 @@ def compare_logits(model: Any, row: dict[str, Any]) -> dict[str, float]:
 def measure_accuracy(entry: dict[str, Any], weights: Path, data: Splits, process: runtime.Runtime) -> dict[str, Any]:
     """top1, top5 (percent) and pictures of given weights, for every crop that an accuracy was published with."""
     from mindcv_crossvit import build, load_weights
-    from mindcv_crossvit.evaluation import evaluate
+    from mindcv_crossvit.evaluation import evaluate, scoring
 
     crops = sorted({claims.crop_fraction(c) for c in entry["claims"] if c["figure"] in ("top1", "top5")})
     options = {f"model.{key}": value for key, value in entry.get("overrides", {}).items()}
@@ -180,8 +180,9 @@ def measure_accuracy(entry: dict[str, Any], weights: Path, data: Splits, process
     found = {}
     for crop in crops:
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, crop_fraction=crop, batch=batch))
-        with build.build_loader(recipe, {"val": build.eval_view(recipe, data)}) as loader:
-            score = evaluate(model, loader, data.val.labels, batch, process)
+        loader = build.build_loader(recipe, {"val": build.eval_view(recipe, data)})
+        with loader, scoring(model) as logits:
+            score = evaluate(logits, loader, data.val.labels, batch, process)
         found[str(crop)] = {"top1": score.top1, "top5": score.top5, "images": score.images, **about}
     return found
 

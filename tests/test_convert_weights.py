@@ -71,7 +71,7 @@ def test_to_a_checkpoint_that_knows_model_and_classes_and_back(tmp_path, crossvi
     checkpoint = read_checkpoint(tmp_path / "own.safetensors")
     assert checkpoint.meta["model"] == {"name": "crossvit_9", "img_size": [96, 64]}
     assert checkpoint.meta["class_names"] == ["cat", "dog", "owl"]
-    assert checkpoint.meta["converted_from"] == {"file": "timm.pth", "kind": "timm", "part": "model"}
+    assert checkpoint.meta["converted_from"] == {"file": "timm.pth", "kind": "timm"}
     assert_same(checkpoint.part("model"), state)
     assert "model     crossvit_9, 3 classes, img_size=(96, 64)" in capsys.readouterr().out
     convert(tmp_path / "own.safetensors", tmp_path / "timm.safetensors", "--to", "timm")

@@ -29,6 +29,7 @@ from mindcv_crossvit.training.checkpoint import read_checkpoint, write_checkpoin
 
 GOLDEN = json.loads((ROOT / "tests" / "data" / "golden.json").read_text())["rows"]
 QUICK = ("crossvit_9_224", "crossvit_9_dagger_224", "crossvit_15_dagger_384")
+BROKEN = [("a.onnx", "onnxruntime"), ("a.onnx", "openvino"), ("a.mindir", "MindSpore")]
 
 
 def cases():
@@ -135,7 +136,7 @@ def test_the_facts_beside_a_file(place):
     assert meta["class_names"] == [str(d) for d in range(10)] and meta["model"] == checkpoint.meta["model"]
     assert meta["checkpoint"]["checksum"] == checkpoint.checksum and meta["update"] == checkpoint.meta["update"]
     assert meta["preprocessing"]["image_size"] == 24 and meta["preprocessing"]["resized_shorter_side"] == 30
-    assert meta["preprocessing"]["mean"] == [0.485, 0.456, 0.406] and meta["batch"] == 7
+    assert meta["preprocessing"]["mean"] == [0.3, 0.3, 0.3] and meta["batch"] == 7
     assert 0 < meta["check"]["pictures"] < 1e-4 and meta["check"]["count"] == 20
     assert read_exported(place / "average.onnx").meta["weights"] == "ema"
     assert read_exported(place / "digits.mindir").meta["batch"] is None
@@ -186,16 +187,16 @@ def test_a_writer_that_changes_the_logits_is_caught_and_leaves_no_file(place, tm
 def test_pictures_tell_what_noise_does_not(place, tmp_path):
     request = request_for(place, tmp_path / "new.onnx")
 
-    class WrongOnDarkPictures(ExportedModel):
+    class WrongOnPictures(ExportedModel):
         def __init__(self):
             self.runtime, self.preprocessing = "onnxruntime", request.predictor.preprocessing
 
         def logits(self, images):
-            return request.predictor.logits(images) + 0.01 * (images.mean((1, 2, 3)) < -0.3)[:, None]
+            return request.predictor.logits(images) + 0.01 * (images.min((1, 2, 3)) > -2)[:, None]  # noise goes lower
 
-    assert compare(replace(request, pictures=()), WrongOnDarkPictures())["random"] < 1e-6
+    assert compare(replace(request, pictures=()), WrongOnPictures())["random"] < 1e-6
     with pytest.raises(Differs, match=r"1\.0e-02 on real pictures"):
-        compare(request, WrongOnDarkPictures())
+        compare(request, WrongOnPictures())
 
 
 @pytest.mark.parametrize(
@@ -220,9 +221,7 @@ def test_missing_and_foreign_facts_are_refused(place, tmp_path, damage, expected
 
 
 @pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize(
-    "name, runtime", [("a.onnx", "onnxruntime"), ("a.onnx", "openvino"), ("a.mindir", "mindspore")]
-)
+@pytest.mark.parametrize("name, runtime", BROKEN)
 def test_a_file_that_is_no_model_is_refused_by_name(place, tmp_path, name, runtime):
     (tmp_path / name).write_bytes(b"no model")
     write_facts(tmp_path / name, read_exported(place / "digits.onnx").meta)
@@ -266,7 +265,7 @@ def test_what_cannot_be_exported_is_said_at_once(place, tmp_path):
 def test_an_exported_file_of_another_model_is_refused(place):
     recipe = place / "run" / "recipe.yaml"
     done = call("validate.py", "-c", recipe, "--ckpt_path", place / "digits.onnx", "--set", "model.img_size=[16,16]")
-    assert done.returncode == 2 and "model.img_size is [24, 16] in the checkpoint" in done.stderr
+    assert done.returncode == 2 and "digits.onnx: model.img_size is" in done.stderr
     for options, expected in ((("--weights", "ema"), "was exported"), (("--attention", "x"), "gives logits only")):
         done = call("predict.py", "--ckpt_path", place / "digits.onnx", place / "digits", *options, cwd=place)
         assert done.returncode == 2 and expected.split()[-1] in done.stderr

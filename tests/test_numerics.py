@@ -149,5 +149,5 @@ def test_numerics_are_part_of_what_a_model_is():
     assert build_model(official, 10).config.numerics == "official"
     checkpoint = Checkpoint(Path("a.safetensors"), {}, {"model": model_of(mindcv), "class_names": ("a",)})
     check_fits(checkpoint, mindcv, ("a",))
-    with pytest.raises(UserError, match=r"model\.numerics is mindcv in the checkpoint, the default in the recipe"):
+    with pytest.raises(UserError, match=r"model\.numerics is mindcv in the checkpoint, official in the recipe"):
         check_fits(checkpoint, official, ("a",))

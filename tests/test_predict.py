@@ -116,7 +116,7 @@ def test_wrong_input_is_refused_before_mindspore_is_imported(learned, digits, tm
     shutil.copy(good, tmp_path / "one.png")
     shutil.copy(good, tmp_path / "one.png.png")
     cases = [
-        (["x.safetensors", good], "x.safetensors: no such checkpoint"),
+        (["x.safetensors", good], "x.safetensors: no such file"),
         ([tmp_path / "damaged.safetensors", good], "damaged.safetensors: not a whole safetensors file"),
         ([last, tmp_path / "onn.png", tmp_path / "empty"], "onn.png: no such picture or folder; did you mean one.png?"),
         ([last, tmp_path / "onn.png", tmp_path / "empty"], "empty: a folder without pictures"),

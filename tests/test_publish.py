@@ -87,14 +87,15 @@ def test_the_cards_numbers_are_right(finished, published):
 def test_the_cards_score_is_what_the_published_weights_score(published):
     from mindcv_crossvit import build, load_weights, runtime
     from mindcv_crossvit.data.sources import open_data
-    from mindcv_crossvit.evaluation import evaluate
+    from mindcv_crossvit.evaluation import evaluate, scoring
 
     recipe = load_recipe(published / "recipe.yaml", ["data.workers=0"])
     data = open_data(recipe.data)
     model = build.build_model(recipe, 10)
     load_weights(model, published / "model.safetensors")
     loader = build.build_loader(recipe, {"val": build.eval_view(recipe, data)})
-    score = evaluate(model, loader, data.val.labels, recipe.evaluate.batch, runtime.Runtime("CPU"))
+    with scoring(model) as logits:
+        score = evaluate(logits, loader, data.val.labels, recipe.evaluate.batch, runtime.Runtime("CPU"))
     assert card_of(published)[1]["score"] == (
         f"top-1 {score.top1:.3f} %, top-5 {score.top5:.3f} %, cross-entropy {score.loss:.4f} on 360 validation pictures"
     )

@@ -84,12 +84,10 @@ class Mlp(nn.Cell):
         super().__init__()
         self.fc1 = Linear(dim, hidden, op)
         self.fc2 = Linear(hidden, dim, op)
-        self.hidden, self.gelu, self.half = op.mlp_hidden(), op.gelu(), op.half
+        self.gelu = op.gelu()
 
     def construct(self, x_tc):
-        if self.half:  # GELU is taken in float32
-            return self.fc2(self.gelu(self.fc1(x_tc).astype(ms.float32)))
-        return self.fc2(self.hidden(x_tc, self.fc1.weight, self.fc1.bias))
+        return self.fc2(self.gelu(self.fc1(x_tc).astype(ms.float32)))  # never a float16 GELU
 
 
 class Attention(nn.Cell):
@@ -143,7 +141,10 @@ class DropPathSchedule:
 
 
 class Block(nn.Cell):
-    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+    In float32 a norm and what it feeds are one primitive, so that an implementation may share work between them.
+    """
 
     def __init__(
         self,
@@ -164,14 +165,30 @@ class Block(nn.Cell):
         self.mlp = Mlp(dim, hidden, op)
         self.drop_attn = drops.layer(drop_path, tokens)
         self.drop_mlp = drops.layer(drop_path, tokens)
+        self.norm_linear, self.norm_mlp, self.half = op.norm_linear(eps), op.norm_mlp(eps), op.half
 
     def construct(self, x_tc, drop_scale=None):
-        x_tc = add(x_tc, self.drop_attn(self.attn(self.norm1(x_tc)), drop_scale))
-        return add(x_tc, self.drop_mlp(self.mlp(self.norm2(x_tc)), drop_scale))
+        x_tc = add(x_tc, self.drop_attn(self._attention(x_tc), drop_scale))
+        return add(x_tc, self.drop_mlp(self._mlp(x_tc), drop_scale))
+
+    def _attention(self, x_tc):
+        norm, attn = self.norm1, self.attn
+        if self.half:
+            return attn(norm(x_tc))
+        return attn.proj(attn.attend(self.norm_linear(x_tc, norm.weight, norm.bias, attn.qkv.weight, attn.qkv.bias)))
+
+    def _mlp(self, x_tc):
+        norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2
+        if self.half:
+            return self.mlp(norm(x_tc))
+        return self.norm_mlp(x_tc, norm.weight, norm.bias, fc1.weight, fc1.bias, fc2.weight, fc2.bias)
 
 
 class CrossAttentionBlock(nn.Cell):
-    """The class token attends to itself and the patches: cls + proj(attention(norm(x))); no MLP (paper eq. 4-5)."""
+    """The class token attends to itself and the patches: cls + proj(attention(norm(x))); no MLP (paper eq. 4-5).
+
+    Called with the class tokens [B, C] and with all tokens [B*N, C], the class tokens first in each picture.
+    """
 
     def __init__(
         self,
@@ -189,27 +206,33 @@ class CrossAttentionBlock(nn.Cell):
         self.norm1 = LayerNorm(dim, op, eps)
         self.attn = CrossAttention(dim, heads, tokens, op, qkv_bias)
         self.drop = drops.layer(drop_path, 1)
+        self.norm_attend, self.half = op.norm_class_attention(tokens, heads, eps), op.half
 
-    def construct(self, x_tc, drop_scale=None):
-        cls_bc = first_token(x_tc, self.tokens)
-        return add(cls_bc, self.drop(self.attn(self.norm1(x_tc)), drop_scale))
+    def construct(self, cls_bc, x_tc, drop_scale=None):
+        return add(cls_bc, self.drop(self._attention(cls_bc, x_tc), drop_scale))
+
+    def _attention(self, cls_bc, x_tc):
+        norm, attn = self.norm1, self.attn
+        if self.half:
+            return attn(norm(cls_bc), norm(x_tc))
+        q, k, v = attn.wq, attn.wk, attn.wv
+        weights = (norm.weight, norm.bias, q.weight, q.bias, k.weight, k.bias, v.weight, v.bias)
+        return attn.proj(self.norm_attend(cls_bc, x_tc, *weights))
 
 
 class CrossAttention(nn.Cell):
-    """Query from token 0, keys and values from all tokens; [T, C] -> [B, C]."""
+    """Query from the class tokens [B, C], keys and values from all tokens [T, C] -> [B, C]."""
 
     def __init__(self, dim: int, heads: int, tokens: int, op: Ops, qkv_bias: bool = True):
         super().__init__()
-        self.tokens = tokens
         self.wq = Linear(dim, dim, op, bias=qkv_bias)
         self.wk = Linear(dim, dim, op, bias=qkv_bias)
         self.wv = Linear(dim, dim, op, bias=qkv_bias)
         self.proj = Linear(dim, dim, op)
         self.attend = op.class_attention(tokens, heads)
 
-    def construct(self, x_tc):
-        query_bc = self.wq(first_token(x_tc, self.tokens))
-        return self.proj(self.attend(query_bc, self.wk(x_tc), self.wv(x_tc)))
+    def construct(self, cls_bc, x_tc):
+        return self.proj(self.attend(self.wq(cls_bc), self.wk(x_tc), self.wv(x_tc)))
 
 
 def add(stream, branch):

@@ -122,16 +122,18 @@ class MultiScaleBlock(nn.Cell):
     def split(self, x_tc, i):
         """Tokens of branch i [B*N, C] -> class tokens [B, C], patches [B, P, C]."""
         x_bnc = x_tc.reshape(-1, self.tokens[i], self.dims[i])
-        return x_bnc[:, 0], x_bnc[:, 1:]
+        cls_b1c, patches_bpc = ops.split(x_bnc, [1, self.tokens[i] - 1], 1)  # its gradient is one Concat
+        return cls_b1c.reshape(-1, self.dims[i]), patches_bpc
 
     def _fuse(self, i, cls_bc, other_patches_bpc, drop_scale):
         """The class token of branch i, replaced by what it read in the other branch (no residual to the old one)."""
-        token_bc = join(self.projs[i](cls_bc), other_patches_bpc)
+        token_bc = self.projs[i](cls_bc)
+        x_tc = join(token_bc, other_patches_bpc)
         if self.stacked:
             for block in self.fusion[i]:
-                token_bc = block(token_bc, drop_scale)
+                token_bc = x_tc = block(token_bc, x_tc, drop_scale)
         else:
-            token_bc = self.fusion[i](token_bc, drop_scale)
+            token_bc = self.fusion[i](token_bc, x_tc, drop_scale)
         return self.revert_projs[i](token_bc)
 
 
@@ -158,7 +160,7 @@ class CrossViT(nn.Cell):
         self.tokens, self.dims, self.input_size = config.tokens, config.embed_dim, config.img_size[0]
         self.sides = tuple(config.img_size[i] // config.patch_size[i] for i in range(2))
         numerics = NUMERICS[config.numerics]
-        op = op.with_gelu(numerics.gelu)
+        op = op.with_gelu(numerics.gelu).shared()
         self.pos_embed = ParameterTuple(
             [empty((1, config.tokens[i], config.embed_dim[i]), f"pos_embed.{i}") for i in range(2)]
         )

@@ -212,19 +212,3 @@ def _fusion_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
     first = 2 * c * c + 2 * n * c * c + 2 * n * c
     later = 4 * c * c + 2 * c
     return 2 * own_dim * c + first + max(blocks - 1, 0) * later
-
-
-def saved_activations(config: CrossViTConfig) -> int:
-    """Numbers that one image's forward pass must keep for the gradient, at least.
-
-    Counted per block and token: both norms' outputs and normalised inputs (4 C), q, k and v (3 C), the attention's
-    probabilities (heads x tokens) and output (C), the residual stream (2 C), and the hidden layer before and after
-    its GELU. What a backend keeps besides, and its work space, come on top.
-    """
-    total = 0
-    for triple in config.depth:
-        for i in range(2):
-            n, c = config.tokens[i], config.embed_dim[i]
-            total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
-            total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
-    return total

@@ -10,8 +10,8 @@ float32 rounding. Tokens stay two-dimensional, [B*N, C], through a whole block: 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, fields, replace
+from functools import cache, partial
 from typing import Any
 
 NAMES = ("standard", "composed")
@@ -23,11 +23,17 @@ class Ops:
     """One implementation of the primitives. Every entry builds a Cell without parameters.
 
     linear()                      (x [T, I], weight [O, I], bias [O] or None) -> [T, O]
-    mlp_hidden(approximate)       (x [T, I], weight [O, I], bias [O]) -> gelu(linear) [T, O]
+    norm_linear(eps)              (x [T, C], norm's weight and bias [C], weight [O, C], bias [O] or None) -> [T, O]
+    norm_mlp(eps, approximate)    (x [T, C], norm's weight and bias [C], weight [O, C], bias [O], weight [C, O],
+                                  bias [C]) -> linear(gelu(linear(layer_norm(x)))) [T, C]
     gelu(approximate)             GELU of any shape: "none" (default) is the exact (erf) one, "tanh" the tanh form
     layer_norm(eps)               (x [T, C], weight [C], bias [C]) -> [T, C]
     attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
     class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
+    norm_class_attention(tokens, heads, eps)
+                                  (class tokens [B, C], x [B*N, C], norm's weight and bias [C], weight [C, C] and
+                                  bias [C] or None of q, k and v) -> attention of layer_norm(class token) to
+                                  layer_norm(x) [B, C]
     conv2d(kernel, stride, pad, from_image)
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
@@ -36,11 +42,13 @@ class Ops:
 
     name: str
     linear: Callable[[], Any]
-    mlp_hidden: Callable[..., Any]
+    norm_linear: Callable[[float], Any]
+    norm_mlp: Callable[..., Any]
     gelu: Callable[..., Any]
     layer_norm: Callable[[float], Any]
     attention: Callable[[int, int], Any]
     class_attention: Callable[[int, int], Any]
+    norm_class_attention: Callable[[int, int, float], Any]
     conv2d: Callable[[int, int, int, bool], Any]
     to_tokens: Callable[[], Any]
     precision: str = "O0"
@@ -49,7 +57,16 @@ class Ops:
 
     def with_gelu(self, approximate: str) -> Ops:
         """The same primitives with this form of GELU throughout."""
-        return replace(self, mlp_hidden=partial(self.mlp_hidden, approximate), gelu=partial(self.gelu, approximate))
+        norm_mlp = partial(self.norm_mlp, approximate=approximate)
+        return replace(self, norm_mlp=norm_mlp, gelu=partial(self.gelu, approximate))
+
+    def shared(self) -> Ops:
+        """The same primitives, each made once for the same arguments: all layers of a model may use one Cell.
+
+        It has no parameters, and is then parsed and differentiated once: compiling is faster.
+        """
+        makers = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: cache(make) for name, make in makers.items() if callable(make)})
 
     @property
     def half(self) -> bool:

@@ -29,17 +29,6 @@ class Gelu(nn.Cell):
         return ops.gelu(x, approximate=self.approximate)
 
 
-class MlpHidden(nn.Cell):
-    """gelu(x W^T + b)."""
-
-    def __init__(self, approximate: str = "none"):
-        super().__init__()
-        self.approximate = approximate
-
-    def construct(self, x_ti, weight_oi, bias_o):
-        return ops.gelu(ops.dense(x_ti, weight_oi, bias_o), approximate=self.approximate)
-
-
 class LayerNorm(nn.Cell):
     """Normalises the last axis; eps is always given, MindSpore's default is 1e-7."""
 
@@ -49,6 +38,29 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x_tc, weight_c, bias_c):
         return self.norm(x_tc, weight_c, bias_c)[0]
+
+
+class NormLinear(nn.Cell):
+    """linear(layer_norm(x))."""
+
+    def __init__(self, eps: float):
+        super().__init__()
+        self.norm = LayerNorm(eps)
+
+    def construct(self, x_tc, g_c, b_c, weight_oc, bias_o=None):
+        return ops.dense(self.norm(x_tc, g_c, b_c), weight_oc, bias_o)
+
+
+class NormMlp(nn.Cell):
+    """linear(gelu(linear(layer_norm(x))))."""
+
+    def __init__(self, eps: float, approximate: str = "none"):
+        super().__init__()
+        self.first, self.gelu = NormLinear(eps), Gelu(approximate)
+
+    def construct(self, x_tc, g_c, b_c, weight1_oc, bias1_o, weight2_co, bias2_c):
+        hidden_to = self.gelu(self.first(x_tc, g_c, b_c, weight1_oc, bias1_o))
+        return ops.dense(hidden_to, weight2_co, bias2_c)
 
 
 class Attention(nn.Cell):
@@ -83,6 +95,19 @@ class ClassAttention(nn.Cell):
         return _attend(q_bh1d, k_bhnd, v_bhnd).reshape(-1, width)
 
 
+class NormClassAttention(nn.Cell):
+    """Attention of each picture's class token to layer_norm(x)."""
+
+    def __init__(self, tokens: int, heads: int, eps: float):
+        super().__init__()
+        self.norm, self.attend = LayerNorm(eps), ClassAttention(tokens, heads)
+
+    def construct(self, cls_bc, x_tc, g_c, b_c, q_weight, q_bias, k_weight, k_bias, v_weight, v_bias):
+        query_bc = ops.dense(self.norm(cls_bc, g_c, b_c), q_weight, q_bias)
+        x_tc = self.norm(x_tc, g_c, b_c)
+        return self.attend(query_bc, ops.dense(x_tc, k_weight, k_bias), ops.dense(x_tc, v_weight, v_bias))
+
+
 def _attend(q, k, v):
     scores = ops.matmul(q * (q.shape[-1] ** -0.5), ops.transpose(k, (0, 1, 3, 2)))
     return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
@@ -107,4 +132,16 @@ class ToTokens(nn.Cell):
         return ops.transpose(x_bchw, (0, 2, 3, 1)).reshape(-1, x_bchw.shape[1])
 
 
-STANDARD = Ops("standard", Linear, MlpHidden, Gelu, LayerNorm, Attention, ClassAttention, Conv2d, ToTokens)
+STANDARD = Ops(
+    "standard",
+    Linear,
+    NormLinear,
+    NormMlp,
+    Gelu,
+    LayerNorm,
+    Attention,
+    ClassAttention,
+    NormClassAttention,
+    Conv2d,
+    ToTokens,
+)

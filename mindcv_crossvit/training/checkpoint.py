@@ -78,7 +78,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint{_others(path)}")
+        raise UserError(f"{path}: no such checkpoint{neighbours(path)}")
     try:
         with safe_open(str(path), framework="numpy") as file:
             header = file.metadata() or {}
@@ -109,7 +109,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _others(path: Path) -> str:
+def neighbours(path: Path) -> str:
+    """For messages: what else is in the folder of a file that is not there."""
     folder = path.parent
     found = sorted(p.name for p in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     return f"; {folder} has {', '.join(found)}" if found else ""

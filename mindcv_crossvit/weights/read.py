@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..training.checkpoint import HEADER_KEY, read_checkpoint
+from ..training.checkpoint import HEADER_KEY, neighbours, read_checkpoint
 from .arrays import BFLOAT16, to_array
 from .mindspore_file import read_ckpt
 from .names import MINDCV, OFFICIAL, OTHER, SUITE, family, numerics_of, to_official
@@ -58,7 +58,9 @@ def read_weights(path: Path | str, part: str = "model") -> Weights:
     if part not in PARTS:
         raise UserError(f"part: expected one of {', '.join(PARTS)}, got {part!r}")
     if not path.is_file():
-        raise UserError(f"{path}: no such file" if not path.is_dir() else f"{path}: a folder; name a file in it")
+        raise UserError(
+            f"{path}: " + ("a folder; name a file in it" if path.is_dir() else f"no such file{neighbours(path)}")
+        )
     try:
         return _read(path, path.read_bytes(), part)
     except OSError as error:
