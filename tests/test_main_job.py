@@ -256,6 +256,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert "the loss is not finite in update" in done.stdout and "Try a lower optimizer.lr" in done.stdout
 
 
+def test_given_weights_begin_a_run_and_are_not_read_again_when_it_goes_on(finished, tmp_path):
+    options = ["-c", TINY, "--dry-run", "--resume", "auto", "--init-from", tmp_path / "gone.pth", "--output"]
+    begun = call("train.py", *options, tmp_path / "new")
+    assert begun.returncode == 2 and "gone.pth: no such file" in begun.stderr
+    assert call("train.py", *options, finished).returncode == 0
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -265,7 +272,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         (["--set", "data.source=folder", "--data_dir", "/no/such/folder"], "no folder /no/such/folder"),
         (["--output", "/proc/run"], "no write access to /proc"),
         (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
-        (["--resume", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--resume", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
         (["--set", "model.num_classes=7"], "the data has 10 classes"),
         (["--distribute", "True"], "msrun did not start this"),
         (["--distribute", "maybe"], "expected True or False"),
