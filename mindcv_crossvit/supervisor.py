@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from . import presence
 from .errors import STOPPED, UserError
 from .job import Job
 from .presence import Presence
-from .process import LAUNCHER, StopCount, become_reaper, die_with_parent, end_descendants, status
+from .process import LAUNCHER, Status, StopCount, become_reaper, die_with_parent, end_descendants, how_ended, status
 from .verdict import FAILED, FINAL, Limits, Outcome, Scene, judge, waiting
 
 LAUNCH_LOG = "launch.log"
@@ -69,6 +70,7 @@ class Attempt:
         self.folder: str | None = None
         self._began = self._said = time.monotonic()
         self._ended: float | None = None
+        self._deaths: dict[str, str] = {}
         self._passed_on = 0
 
     def run(self, folder: str | None) -> Outcome:
@@ -100,7 +102,7 @@ class Attempt:
         self.people |= presence.read(presences)
         statuses |= {name: status(p.pid) for name, p in self.people.items() if name not in statuses}
         self.folder = next((p.folder for p in self.people.values() if p.folder), None)
-        msrun = self.job.msrun is not None
+        statuses, msrun = self._blamed(statuses), self.job.msrun is not None
         scene = Scene(self.job.ranks, self.people, statuses, msrun, launcher, self._began, time.monotonic())
         if outcome := judge(scene, self.limits):
             self._ended = self._ended or scene.now
@@ -111,6 +113,16 @@ class Attempt:
             for line in waiting(scene, self.log_of):
                 self.say(line)
         return None
+
+    def _blamed(self, statuses: dict[str, Status]) -> dict[str, Status]:
+        """Deaths without a last word: only those seen first count, since msrun soon kills the other ranks."""
+        dead = {n: s.ended for n, s in statuses.items() if s.ended and self.people[n].code is None}
+        if dead and not self._deaths:
+            path = self.place / LAUNCH_LOG
+            log = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            said = {n: re.search(rf"process {self.people[n].pid} exit .*code: (-?\d+)", log) for n in dead}
+            self._deaths = {n: how_ended(int(match[1])) for n, match in said.items() if match} or dead
+        return {n: Status(self._deaths.get(n, ""), s.stopped) if n in dead else s for n, s in statuses.items()}
 
     def _pass_on(self, scene: Scene) -> None:
         """Passes a request to stop to the ranks; those that cannot save yet, and all after a second one, are ended."""

@@ -18,6 +18,7 @@ from supervised import Supervised, slow_disk
 from mindcv_crossvit import cli
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.job import read_job
+from mindcv_crossvit.process import status
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 
 FAULTY = ROOT / "tests" / "faulty_rank.py"
@@ -74,6 +75,20 @@ def test_a_rank_that_fails_before_or_after_joining_is_named(tmp_path, fault, opt
     log = re.search(r"FAILED: rank 1 .*\(log: (.*)\)", said)
     assert log and Path(log[1]).is_file() and Path(log[1]).name == "worker_1.log"
     assert time.monotonic() - began < 60
+
+
+def test_the_first_death_is_blamed_even_when_msrun_has_killed_the_others_since(tmp_path):
+    env = {**os.environ, "FAULT": "late"}
+    job = Supervised(tmp_path / "logs", two_ranks(FAULTY), "--restarts", 0, env=env)
+    wait_for(lambda: {"rank 0", "rank 1"} <= job.people().keys(), job.process)
+    first, other = (job.people()[name]["pid"] for name in ("rank 1", "rank 0"))
+    job.process.send_signal(signal.SIGSTOP)  # a supervisor that is late
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: status(other).ended, job.process)
+    time.sleep(1)
+    job.process.send_signal(signal.SIGCONT)
+    code, said = job.end()
+    assert code == 1 and "FAILED: rank 1 was killed by SIGKILL" in said and "FAILED: rank 0" not in said, said
 
 
 def test_ranks_of_a_machine_are_read_from_the_command():
