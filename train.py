@@ -6,10 +6,10 @@ Eight cards:       msrun --bind_core=True --worker_num 8 python train.py --confi
 Only the plan:     python train.py --config configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet --dry-run
 """
 
-from mindcv_crossvit import cli, runtime
+from mindcv_crossvit import cli, presence, runtime
 from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
-from mindcv_crossvit.errors import DIVERGED, STOPPED, run_main
+from mindcv_crossvit.errors import DIVERGED, NOT_SAVED, STOPPED, run_main
 from mindcv_crossvit.journal import Journal, choose_folder
 from mindcv_crossvit.plan import make_plan, plan_lines
 from mindcv_crossvit.recipe_file import departures
@@ -20,14 +20,15 @@ def main() -> int:
     # What the user said, checked before MindSpore is imported.
     arguments = cli.train_arguments()
     recipe = cli.recipe_of(arguments)
-    world = runtime.planned_world(recipe.run.distribute)
+    world = arguments.world or runtime.planned_world(recipe.run.distribute)
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
     changed = departures(arguments.config, recipe)
     folder = choose_folder(recipe, resume=arguments.resume is not None)
+    presence.mark(folder=str(folder))
     resumed = find_checkpoint(recipe, folder, arguments.resume)
-    initial = read_initial(arguments.init_from, data.class_names) if arguments.init_from else None
+    initial = read_initial(arguments.init_from, data.class_names) if arguments.init_from and not resumed else None
     recipe, adapted = adapt(recipe, data, initial is not None, resumed.meta["recipe"] if resumed else None)
     plan = make_plan(recipe, data, world)
     if initial:
@@ -40,7 +41,7 @@ def main() -> int:
     # What follows from it.
     from mindcv_crossvit import build
     from mindcv_crossvit.report import draw_curves
-    from mindcv_crossvit.training.loop import NonFiniteLoss, Stopped, fit
+    from mindcv_crossvit.training.loop import NonFiniteLoss, NotSaved, Stopped, fit
 
     process = runtime.start(recipe.run.device)
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
@@ -61,9 +62,10 @@ def main() -> int:
         try:
             training = build.build_training(recipe, plan, data, process, journal, state, loader)
             score = fit(training)
-        except (NonFiniteLoss, Stopped) as error:
+        except (NonFiniteLoss, NotSaved, Stopped) as error:
             journal.say(f"stopped: {error}")
-            return STOPPED if isinstance(error, Stopped) else DIVERGED
+            presence.mark(cause=str(error))
+            return {NonFiniteLoss: DIVERGED, NotSaved: NOT_SAVED, Stopped: STOPPED}[type(error)]
     if process.is_main:
         build.write_summary(journal, training, score)
         journal.say(f"curves    {draw_curves(folder)}")

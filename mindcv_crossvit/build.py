@@ -19,7 +19,7 @@ from .models import catalog
 from .models.crossvit_config import CrossViTConfig, macs
 from .models.memory import training_memory
 from .models.registry import create_model
-from .plan import Plan
+from .plan import Plan, all_reduce_bytes
 from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
@@ -196,7 +196,7 @@ def _memory(recipe: Recipe, plan: Plan, state: State, trained: int) -> str:
 
 
 def _traffic(count: int, world: int) -> str:
-    sent = 2 * (world - 1) / world * 4 * count / 1e6
+    sent = all_reduce_bytes(count, world) / 1e6
     return f"{sent:,.1f} MB sent and received by each rank per update: a ring all-reduce of float32 gradients"
 
 

@@ -16,11 +16,18 @@ def train_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--resume", metavar="auto|PATH", help="go on with my own run: its newest whole checkpoint, or this one"
     )
-    parser.add_argument("--init-from", metavar="PATH", help="start a new run from these weights")
+    parser.add_argument(
+        "--init-from",
+        metavar="PATH",
+        help="start a new run from these weights; with --resume auto only while there is no checkpoint",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop; nothing is compiled")
+    parser.add_argument("--world", type=_count, metavar="N", help="of a dry run: plan for so many devices")
     arguments = parser.parse_args(argv)
-    if arguments.resume and arguments.init_from:
-        parser.error("--resume goes on with a run, --init-from begins one: give one of them")
+    if arguments.world is not None and not (arguments.dry_run and arguments.world):
+        parser.error("--world N plans for N devices, from 1, with --dry-run; msrun starts a run on several")
+    if arguments.resume not in (None, "auto") and arguments.init_from:
+        parser.error("--resume PATH goes on with a run, --init-from begins one: give one of them")
     return arguments
 
 
@@ -65,6 +72,51 @@ def predict_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--attention", metavar="DIR", help="draw what the class tokens attend to, a PNG per picture in this folder"
     )
     return parser.parse_args(argv)
+
+
+def check_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of scripts/check_env.py."""
+    parser = _parser("Check a machine before a run.")
+    parser.add_argument("--output", metavar="DIR", help="the run folder to be (default: runs)")
+    return parser.parse_args(argv)
+
+
+def supervise_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Options of scripts/supervise.py; `command` is what follows `--`."""
+    parser = argparse.ArgumentParser(
+        description="Run a training job and start it again when it fails.", allow_abbrev=False
+    )
+    parser.add_argument("--restarts", type=_count, default=3, metavar="N", help="times at most (default: 3)")
+    parser.add_argument("--logs", default="logs", metavar="DIR", help="why it failed, and a folder of logs per attempt")
+    for name, default, meaning in (
+        ("backoff", 5, "before the first restart, doubled for each further one"),
+        ("start", 300, "a rank may take to join the others"),
+        ("compile", 3600, "the first update may take"),
+        ("hang", 900, "any later update, save or batch of a validation may take"),
+    ):
+        text = f"seconds {meaning} (default: {default})"
+        parser.add_argument(f"--{name}", type=_seconds, default=float(default), metavar="SECONDS", help=text)
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="python train.py ..., or msrun")
+    arguments = parser.parse_args(argv)
+    if arguments.command[:1] == ["--"]:
+        arguments.command = arguments.command[1:]
+    return arguments
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0, got {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

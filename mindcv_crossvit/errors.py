@@ -6,6 +6,9 @@ import difflib
 import sys
 from collections.abc import Callable, Iterable
 
+from . import presence
+from .process import die_with_launcher
+
 USER_ERROR = 2
 """Exit code of a problem in the recipe, the command line or the data."""
 DIVERGED = 3
@@ -16,6 +19,8 @@ UNREADABLE = 5
 """Exit code of a prediction that answered some pictures and could not read others."""
 DIFFERS = 6
 """Exit code of an export whose file does not give the checkpoint's logits."""
+NOT_SAVED = 7
+"""Exit code of a run that ended because a checkpoint could not be written."""
 MOST_NAMED = 40
 """Names a message lists at the most."""
 
@@ -39,11 +44,21 @@ def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
 
 def run_main(main: Callable[[], int]) -> None:
     """Runs a script's main; a UserError is printed line by line and ends it with code 2."""
+    die_with_launcher()
+    presence.begin()
+    cause = ""
     try:
         code = main()
     except UserError as error:
         sys.stdout.flush()
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr, flush=True)
-        code = USER_ERROR
+        code, cause = USER_ERROR, error.problems[0] if error.problems else ""
+    except SystemExit as error:
+        presence.end(error.code if isinstance(error.code, int) else int(error.code is not None), str(error.code or ""))
+        raise
+    except BaseException as error:
+        presence.end(1, f"{type(error).__name__}: {error}")
+        raise
+    presence.end(code, cause)
     sys.exit(code)

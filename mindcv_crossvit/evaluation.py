@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 
 from .data.loader import Loader
 from .data.views import eval_jobs
+from .presence import mark
 from .runtime import Runtime
 
 VIEW = "val"
@@ -62,6 +63,7 @@ def evaluate(
     positions = np.full((len(jobs), batch), -1, np.int32)
     skipped = 0
     for k, (job, arrays, bad) in enumerate(loader.batches(VIEW, jobs)):
+        mark("validating" if k else "compiling")
         count = len(job.indices)
         logits = logits_of(arrays["images"])[:count]
         losses[k, :count], positions[k, :count] = outcomes(logits, labels[job.indices])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,6 +65,7 @@ class Journal:
         self.folder, self.speaks = folder, speaks
         self._live = speaks and sys.stdout.isatty()
         self._begun = time.perf_counter()
+        self._owed: dict[str, str] = {}
         if folder:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -75,11 +77,9 @@ class Journal:
     def say(self, line: str) -> None:
         """One line on the terminal and in log.txt."""
         if self.speaks:
-            print(f"\r\033[K{line}" if self._live else line, flush=True)
-        if self.folder is None:
-            return
-        with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
+            with contextlib.suppress(OSError):  # standard output may be a file on a full disk
+                print(f"\r\033[K{line}" if self._live else line, flush=True)
+        self._append("log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")
 
     def show(self, line: str) -> None:
         """A line that is overwritten by the next one; only on a terminal."""
@@ -88,9 +88,23 @@ class Journal:
 
     def record(self, **values: Any) -> None:
         """One line of metrics.jsonl."""
-        if self.folder is not None:
-            with (self.folder / METRICS).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(values) + "\n")
+        self._append(METRICS, json.dumps(values) + "\n")
+
+    def _append(self, name: str, text: str) -> None:
+        """Adds to a file; what cannot be written is kept and written with the next line that can be."""
+        if self.folder is None:
+            return
+        path, owed = self.folder / name, self._owed.pop(name, "") + text
+        size = path.stat().st_size if path.exists() else 0
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(owed)
+        except OSError as error:
+            self._owed[name] = owed
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)
+            if owed == text:  # said once
+                print(f"{path} cannot be written, its lines are kept in memory: {error}", file=sys.stderr, flush=True)
 
     def write(self, name: str, text: str) -> None:
         """A whole file of the run folder."""

@@ -89,6 +89,11 @@ def divide_batch(recipe: Recipe, world: int) -> tuple[int, int, list[str]]:
     return fits[-1], fits[-1], [note]
 
 
+def all_reduce_bytes(parameters: int, world: int) -> float:
+    """Bytes each rank sends, and receives, in a ring all-reduce of float32 gradients."""
+    return 2 * (world - 1) / world * 4 * parameters
+
+
 def scaled_lr(recipe: Recipe) -> float:
     """The peak learning rate: the reference rate, scaled with the global batch."""
     o = recipe.optimizer

@@ -215,6 +215,11 @@ class Checkpoint:
     every_epochs: int = setting(1, "epochs between checkpoints; the last epoch is always saved", at_least=1)
     every_updates: int | None = setting(None, "updates between further checkpoints; null for none", at_least=1)
     keep: int = setting(2, "newest checkpoints kept, besides the best", at_least=1)
+    on_failure: str = setting(
+        "stop",
+        "when one cannot be written (full disk): stop with exit code 7, or go on and try again at the next",
+        choices=("stop", "go_on"),
+    )
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from . import presence
 from .errors import UserError
-from .process import die_with_parent
 
 
 def launched_world() -> int | None:
@@ -90,6 +90,15 @@ class Runtime:
 
         return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
 
+    def sums(self) -> bool:
+        """Whether an all-reduce over the ranks adds up."""
+        if self.world == 1:
+            return True
+        from mindspore import Tensor, ops
+
+        total = ops.AllReduce()(Tensor(np.full(1000, self.rank + 1, np.float32))).asnumpy()
+        return bool((total == self.world * (self.world + 1) / 2).all())
+
     def broadcast(self, parameters: Iterable) -> None:
         """Gives every rank the parameters of rank 0."""
         if self.world == 1:
@@ -123,8 +132,7 @@ def start(device: str) -> Runtime:
 
     The scheduler process of msrun ends in here when the run is over. Raises UserError when the device is not there.
     """
-    if launched_world():
-        die_with_parent()
+    presence.mark("loading MindSpore")
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -136,7 +144,9 @@ def start(device: str) -> Runtime:
         return Runtime(resolve_device(device))
     from mindspore.communication import get_group_size, get_rank, init
 
+    presence.mark(presence.SERVING if is_scheduler() else "joining")
     init("hccl" if resolve_device(device) == "Ascend" else "mccl")
     if is_scheduler():
         raise SystemExit(0)
+    presence.mark("preparing")
     return Runtime(resolve_device(device), get_rank(), get_group_size())

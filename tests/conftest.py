@@ -58,6 +58,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, cached: dict[str, str]) -
     return folder
 
 
+@pytest.fixture(scope="session")
+def finished_by_two(tmp_path_factory: pytest.TempPathFactory, cached: dict[str, str]) -> Path:
+    """The run folder of the same run by two ranks; their logs are beside it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    done = running.call_msrun(2, folder.parent / "logs", "train.py", "-c", running.TINY, "--output", folder, env=cached)
+    assert done.returncode == 0, (folder.parent / "logs" / "worker_0.log").read_text()[-2000:]
+    return folder
+
+
 LEARNS = """schedule.epochs=8 optimizer.lr=1e-2 mix.mixup=0 mix.cutmix=0 augment.rand_augment=null augment.erase=0
  augment.flip=0 batch.global_batch=128 evaluate.every_epochs=8 evaluate.crop_fraction=0.8 data.mean=[0.3,0.3,0.3]
  model.img_size=[24,16]"""

@@ -7,10 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from mindcv_crossvit.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ROOT / "tests" / "tiny.yaml"
@@ -22,15 +25,46 @@ def call(script: str, *arguments: object, timeout: float = 240, **options) -> su
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
 
 
-def call_msrun(workers: int, logs: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "MS_NODE_TIMEOUT": "10", "MS_CPU_COMM_OP_TIMEOUT": "120"}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    command = [MSRUN, "--bind_core=True", "--worker_num", workers, "--local_worker_num", workers, "--master_port", port]
-    command += ["--join", "True", "--log_dir", logs, "--cluster_time_out", 60, "python", ROOT / script, *arguments]
-    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=300, env=env)
+        return probe.getsockname()[1]
+
+
+def msrun_env(env: dict[str, str] | None = None) -> dict[str, str]:
+    found = {**(env or os.environ), "OMP_NUM_THREADS": "1", "MS_NODE_TIMEOUT": "10", "MS_CPU_COMM_OP_TIMEOUT": "120"}
+    return {**found, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{found['PATH']}"}
+
+
+def msrun_words(workers: int, port: int) -> list[object]:
+    words = [MSRUN, "--bind_core=True", "--worker_num", workers, "--local_worker_num", workers]
+    return [*words, "--master_port", port, "--cluster_time_out", 60]
+
+
+def call_msrun(
+    workers: int, logs: Path, script: str, *arguments: object, env: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [*msrun_words(workers, free_port()), "--join", "True", "--log_dir", logs, "python", ROOT / script]
+    words = [str(c) for c in [*command, *arguments]]
+    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=msrun_env(env))
+
+
+def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline and process.poll() is None, "the run ended too early"
+        time.sleep(0.02)
+
+
+def same_run(one: Path, two: Path) -> None:
+    """Bitwise the same tensors, counters and metrics."""
+    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (one, two))
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for name, value in whole.tensors.items():
+        np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=name)
+    for key in ("update", "applied", "best_top1", "loss_scale"):
+        assert whole.meta[key] == resumed.meta[key], key
+    assert metrics(two) == metrics(one)
 
 
 def metrics(folder: Path) -> list[dict]:

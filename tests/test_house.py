@@ -5,20 +5,27 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from mindcv_crossvit import cli
+from mindcv_crossvit.job import read_job
 from mindcv_crossvit.recipe_file import load_recipe
 
 PACKAGE = ROOT / "mindcv_crossvit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # From the first to the last: a file may import from its own room and from those before it.
 ROOMS = [
-    "errors",
+    "presence",
     "process",
+    "errors",
+    "job",
+    "verdict",
+    "supervisor",
     "settings",
     "models.catalog",
     "recipe",
@@ -128,7 +135,14 @@ def test_documented_commands_exist_and_are_understood(document, command):
     script = next(w for w in words if w.endswith((".py", ".sh")))
     assert (ROOT / script).is_file(), f"{document}: {command}"
     arguments = words[words.index(script) + 1 :]
-    others = {"predict.py": cli.predict_arguments, "scripts/export.py": cli.export_arguments}
+    others: dict[str, Callable[[list[str]], object]] = {
+        "predict.py": cli.predict_arguments,
+        "scripts/export.py": cli.export_arguments,
+    }
+    others["scripts/check_env.py"] = cli.check_arguments
+    others["scripts/supervise.py"] = lambda rest: read_job(cli.supervise_arguments(rest).command)
+    if script.endswith("launch.sh") and arguments:
+        others[script] = lambda rest: subprocess.run([ROOT / script, "--print", *rest], check=True, timeout=20)
     if script in others:
         others[script](arguments)
     if script in ("train.py", "validate.py") and arguments:

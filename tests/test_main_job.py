@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from running import TINY, call, call_msrun, last_json, metrics, photos
+from running import TINY, call, call_msrun, last_json, metrics, photos, same_run, wait_for
 
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 
@@ -62,18 +62,16 @@ def test_validate_scores_every_picture_once_whatever_the_batch(finished, tmp_pat
     assert said["loss"] == pytest.approx(whole["loss"], abs=1e-6)
 
 
-def test_two_msrun_workers_train_the_same_run(finished, tmp_path):
-    done = call_msrun(2, tmp_path / "logs", "train.py", "--config", TINY, "--output", tmp_path / "run")
-    logs = [(tmp_path / "logs" / f"worker_{rank}.log").read_text() for rank in (0, 1)]
-    assert done.returncode == 0, logs[0][-2000:]
+def test_two_msrun_workers_train_the_same_run(finished, finished_by_two):
+    logs = [(finished_by_two.parent / "logs" / f"worker_{rank}.log").read_text() for rank in (0, 1)]
     assert "2 devices x 128 x 1 accumulation = 256 pictures per update" in logs[0]
     assert "epoch" not in logs[1]
-    for one, two in zip(metrics(finished), metrics(tmp_path / "run"), strict=True):
+    for one, two in zip(metrics(finished), metrics(finished_by_two), strict=True):
         assert one.keys() == two.keys()
         np.testing.assert_allclose(
             list(one.values()), list(two.values()), rtol=0, atol=0.3 if "val_top1" in one else 2e-5
         )
-    a, b = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, tmp_path / "run"))
+    a, b = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, finished_by_two))
     for name in a:
         np.testing.assert_allclose(a[name], b[name], rtol=0, atol=1e-3, err_msg=name)
 
@@ -109,24 +107,6 @@ def test_a_signal_finishes_the_update_saves_and_ends_with_a_code_of_its_own(fini
     done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
     assert done.returncode == 0, done.stderr
     same_run(finished, folder)
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline and process.poll() is None, "the run ended too early"
-        time.sleep(0.02)
-
-
-def same_run(one: Path, two: Path) -> None:
-    """Bitwise the same tensors, counters and metrics."""
-    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (one, two))
-    assert whole.tensors.keys() == resumed.tensors.keys()
-    for name, value in whole.tensors.items():
-        np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=name)
-    for key in ("update", "applied", "best_top1", "loss_scale"):
-        assert whole.meta[key] == resumed.meta[key], key
-    assert metrics(two) == metrics(one)
 
 
 @pytest.mark.slow
@@ -187,6 +167,15 @@ def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
     assert "2 per epoch, 4 in 2 epochs" in done.stdout and "multiply-accumulates" in done.stdout
     assert "tensors decayed by 0.05" in done.stdout and not list(tmp_path.iterdir())
     assert "changed   batch.global_batch is 512 instead of the recipe's 256" in done.stdout
+
+
+def test_a_dry_run_plans_for_any_number_of_devices(tmp_path):
+    done = call("train.py", "-c", TINY, "--dry-run", "--world", "64", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "64 devices x 4 x 1 accumulation = 256 pictures per update" in done.stdout
+    assert "MB sent and received by each rank per update" in done.stdout and not list(tmp_path.iterdir())
+    refused = call("train.py", "-c", TINY, "--dry-run", "--world", "1024", cwd=tmp_path)
+    assert refused.returncode == 2 and "cannot be divided among 1024 devices" in refused.stderr
 
 
 def test_weights_of_a_run_start_another(finished, tmp_path):
@@ -267,6 +256,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
     assert "the loss is not finite in update" in done.stdout and "Try a lower optimizer.lr" in done.stdout
 
 
+def test_given_weights_begin_a_run_and_are_not_read_again_when_it_goes_on(finished, tmp_path):
+    options = ["-c", TINY, "--dry-run", "--resume", "auto", "--init-from", tmp_path / "gone.pth", "--output"]
+    begun = call("train.py", *options, tmp_path / "new")
+    assert begun.returncode == 2 and "gone.pth: no such file" in begun.stderr
+    assert call("train.py", *options, finished).returncode == 0
+
+
 @pytest.mark.parametrize(
     "arguments, expected",
     [
@@ -276,12 +272,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path):
         (["--set", "data.source=folder", "--data_dir", "/no/such/folder"], "no folder /no/such/folder"),
         (["--output", "/proc/run"], "no write access to /proc"),
         (["--init-from", "missing.safetensors"], "missing.safetensors: no such file"),
-        (["--resume", "missing.safetensors"], "missing.safetensors: no such file"),
+        (["--resume", "missing.safetensors"], "missing.safetensors: no such checkpoint"),
         (["--set", "model.num_classes=7"], "the data has 10 classes"),
         (["--distribute", "True"], "msrun did not start this"),
         (["--distribute", "maybe"], "expected True or False"),
         (["--confg", "x"], "unrecognized arguments"),
-        (["--resume", "auto", "--init-from", "x"], "give one of them"),
+        (["--world", "8"], "with --dry-run"),
+        (["--resume", "y", "--init-from", "x"], "give one of them"),
     ],
 )
 def test_wrong_input_is_one_message_and_code_2_before_mindspore_is_imported(arguments, expected, tmp_path):
@@ -318,12 +315,15 @@ def test_the_command_line_is_frozen():
             "--resume",
             "--init-from",
             "--dry-run",
+            "--world",
             "--set",
             "--distribute",
         }
     }
     options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--runtime", "--set", "--distribute"}
     options["scripts/export.py"] = {"--ckpt_path", "--output", "--batch", "--weights", "--pictures", "--check"}
+    options["scripts/supervise.py"] = {"--restarts", "--logs", "--backoff", "--start", "--compile", "--hang", "--"}
+    options["scripts/check_env.py"] = {"--config", "--data_dir", "--output", "--set", "--distribute"}
     for script, expected in options.items():
         words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
         assert {w for w in words if w.startswith("--")} - {"--help"} == expected

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import shutil
 import signal
 from collections import deque
@@ -163,10 +162,9 @@ _worker_memory: dict[str, _Memory] = {}
 def _start_worker(views: dict[str, View], memory: dict[str, tuple[str, dict[str, tuple[int, ...]]]]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once; the parent decides
         signal.signal(number, signal.SIG_IGN)
-    die_with_parent()
     parent = multiprocessing.parent_process()
-    if parent is None or not parent.is_alive():  # it ended while this process started
-        os._exit(1)
+    assert parent is not None and parent.pid is not None
+    die_with_parent(parent.pid)
     _views.update(views)
     for view, (name, shapes) in memory.items():
         _worker_memory[view] = _Memory(shapes, 0, name)

@@ -130,6 +130,8 @@ class CheckpointFolder:
         """Writes a checkpoint, points `last` (and `best`) to it and removes the oldest beyond `keep`."""
         path = self.root / "checkpoints" / f"step-{meta['update']:09d}{SUFFIX}"
         path.parent.mkdir(exist_ok=True)
+        for cut in path.parent.glob(f".step-*{SUFFIX}.*.tmp"):  # left by a process killed while it wrote
+            cut.unlink()
         write_checkpoint(path, tensors, meta)
         for name in ("last", "best") if is_best else ("last",):
             _point(self.root / f"{name}{SUFFIX}", path)

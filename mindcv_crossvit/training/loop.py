@@ -17,6 +17,7 @@ from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate, scoring
 from ..journal import Chrono, Journal, duration
 from ..plan import Plan
+from ..presence import mark
 from ..process import StopRequest
 from ..recipe import Recipe
 from ..runtime import Runtime
@@ -32,6 +33,10 @@ class NonFiniteLoss(Exception):
 
 class Stopped(Exception):
     """SIGTERM or SIGINT asked for an end; everything was saved."""
+
+
+class NotSaved(Exception):
+    """A checkpoint could not be written, and the run was not to go on without; the one before it is whole."""
 
 
 @dataclass
@@ -56,7 +61,7 @@ class Training:
 def fit(t: Training) -> Score:
     """Trains from the state's update to the end of the recipe; returns the last score of the raw weights.
 
-    Raises NonFiniteLoss or Stopped, on all ranks alike and in the same update.
+    Raises NonFiniteLoss, Stopped or NotSaved, on all ranks alike and in the same update.
     """
     recipe, plan, state = t.recipe, t.plan, t.state
     batches = t.loader.batches("train", _jobs(t))
@@ -72,16 +77,16 @@ def fit(t: Training) -> Score:
             t.journal.say(_progress(t, epoch, step + 1, loss, lr))
         t.journal.record(update=state.update, epoch=epoch + 1, loss=loss, lr=lr)
 
-        saved = False
+        due = stop_asked
         if step + 1 == plan.steps_per_epoch:
             last = epoch + 1 == recipe.schedule.epochs
             if last or (epoch + 1) % recipe.evaluate.every_epochs == 0:
                 score = _validate(t, epoch)
             if last or state.is_best or (epoch + 1) % recipe.checkpoint.every_epochs == 0:
-                saved = _save(t)
+                due = True
         every = recipe.checkpoint.every_updates
-        if not saved and (stop_asked or (every and state.update % every == 0)):
-            _save(t)
+        if due or (every and state.update % every == 0):
+            _save(t, must=stop_asked or state.update == plan.total_steps)
         if stop_asked:
             raise Stopped(f"on request after update {state.update:,}; go on with --resume auto")
     return score or _score(t)
@@ -106,7 +111,9 @@ def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bo
     draws = drop_path_scale(t.recipe.run.seed, state.update, state.drop_rates, p.global_batch)
     losses, finite = [], True
     for micro in range(p.accumulation):
+        mark("waiting for data", update=state.update + 1)
         _, arrays, skipped = next(batches)
+        mark("compiling" if compiles else "computing")
         _report_skipped(t, skipped)
         row = (micro * p.world + t.runtime.rank) * p.per_device
         inputs = Micro(arrays["images"], arrays["targets"], draws[:, row : row + p.per_device])
@@ -169,13 +176,28 @@ def _score(t: Training) -> Score:
         return evaluate(logits, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
 
 
-def _save(t: Training) -> bool:
+def _save(t: Training, must: bool) -> None:
+    """Writes a checkpoint on rank 0 and lets all ranks know whether it is there.
+
+    must: the run ends after it. Raises NotSaved on all ranks when it could not be written and that or the recipe
+    does not allow to go on.
+    """
+    mark("saving")
     t.runtime.check_same(t.state.parameters(), f"checkpoint at update {t.state.update}")
+    problem = None
     if t.checkpoints:
         meta = {**t.about, **t.state.meta(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        t.checkpoints.save(t.state.tensors(), meta, t.state.is_best)
+        try:
+            t.checkpoints.save(t.state.tensors(), meta, t.state.is_best)
+        except OSError as error:
+            problem = error
     t.state.is_best = False
-    return True
+    if not t.runtime.gather(np.array([problem is not None], np.int32)).any():
+        return
+    message = f"NOT SAVED after update {t.state.update:,}: {problem or 'rank 0 says why'}"
+    if must or t.recipe.checkpoint.on_failure == "stop":
+        raise NotSaved(f"{message}; the checkpoint before it is whole: make room, then --resume auto")
+    t.journal.say(f"{message}; the run goes on (checkpoint.on_failure) and tries again at the next checkpoint")
 
 
 def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str:
