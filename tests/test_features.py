@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from reference import reference
@@ -132,13 +130,13 @@ def test_a_model_given_the_maps_has_the_same_logits(implementation):
             v_bhnd = values[:, -width:].reshape(-1, self.tokens, heads, width // heads).transpose(0, 2, 1, 3)
             return ops.matmul(self.attention, v_bhnd).transpose(0, 2, 1, 3).reshape(-1, width)
 
-    own, cross = iter([*maps.blocks[0], *maps.blocks[1]]), iter(maps.cross)
-    op = replace(
-        choose(implementation),
-        attention=lambda tokens, heads: Given(tokens, next(own)),
-        class_attention=lambda tokens, heads: Given(tokens, next(cross)[:, :, None]),
-    )
-    copy = CrossViT(model.config, op, 5).set_train(False)
+    copy = CrossViT(model.config, choose(implementation), 5).set_train(False)
+    encoder, tokens = copy.blocks[0], model.config.tokens
+    for i in range(2):
+        for block, attention in zip(encoder.blocks[i], maps.blocks[i], strict=True):
+            block.attn.attend = Given(tokens[i], attention)
+        encoder.fusion[i].half = True  # norm, products and attention one by one
+        encoder.fusion[i].attn.attend = Given(tokens[1 - i], maps.cross[i][:, :, None])
     rules.fill(copy)
     np.testing.assert_allclose(copy(Tensor(pictures(16))).asnumpy(), maps.logits, rtol=0, atol=1e-5)
 
