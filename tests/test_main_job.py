@@ -345,6 +345,7 @@ def test_the_plans_memory_is_near_the_peak_of_the_process(name, batch, tmp_path)
     config = ROOT / "configs" / f"{name}_ascend.yaml"
     settings = [f"batch.global_batch={batch}", f"batch.largest_per_device={batch}", f"mix.group={batch}"]
     settings += ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.val_fraction=0.3", "data.workers=1"]
+    settings += [f"evaluate.batch={batch}"]  # else 64 pictures of an evaluation may need more than the step
     command = [sys.executable, str(ROOT / "train.py"), "-c", str(config), "--data_dir", str(tmp_path / "photos")]
     command += ["--output", str(tmp_path / "run"), *(word for s in settings for word in ("--set", s))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
