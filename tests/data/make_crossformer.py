@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Make crossformer.json, the reference numbers of CrossFormer, with the official PyTorch code.
+
+    git clone https://github.com/cheerss/CrossFormer
+    python tests/data/make_crossformer.py CrossFormer
+
+in the environment of make_references.py. The committed file was made with the official code's commit 7952010. Nothing
+is imported from this project. The official code imports modules that timm 1.0.31 has moved, and its dense backbone
+imports mmdetection for logging and loading only; both are given stand-ins here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from make_references import (
+    FOLDER,
+    allow_bare_torchvision,
+    layout,
+    numbers,
+    short,
+    soft_loss,
+    softmax,
+    summary,
+    tensor,
+    u,
+    weight,
+)
+from torch import nn
+
+warnings.filterwarnings("ignore")
+KEPT = allow_bare_torchvision()
+
+SMALL: dict[str, Any] = {
+    "img_size": 48,
+    "patch_size": [4, 8, 16],
+    "embed_dim": 16,
+    "depths": [2, 4],
+    "num_heads": [2, 4],
+    "group_size": [4, 4],
+    "crs_interval": [2, 2],
+    "mlp_ratio": [2, 3],
+    "merge_size": [[2, 4]],
+    "use_acl": True,
+}
+CASES = {
+    "first": SMALL | {"group_size": [3, 6], "use_acl": False},
+    "second": SMALL,
+    "both sides": SMALL | {"img_size": 40, "pad_type": 1, "qkv_bias": False},
+    "no mask": SMALL | {"no_mask": True},
+    "no mask, both sides": SMALL | {"img_size": 40, "no_mask": True, "pad_type": 1},
+    "one kernel": SMALL | {"patch_size": [4], "merge_size": [[2]]},
+}
+WITH_GRADIENTS = ("second", "no mask, both sides")
+DEPTHS = ([1, 1, 8, 6], [2, 2, 6, 2], [2, 2, 18, 2], [6, 6, 18, 2], [1, 2, 3, 4], [3, 3, 27, 3])
+GROUP_TYPES = ("constant", "linear", "linear_div", "alter", "7_14")
+SIZES = ([64, 96], [96, 64], [16, 16], [40, 24], [24, 72])
+BACKBONE = SMALL | {"group_size": [4, 3]}
+
+
+def stand_in(name: str, **content: Any) -> None:
+    """Put a module of this content in the place of one that is not there."""
+    module = types.ModuleType(name)
+    module.__dict__.update(content)
+    sys.modules[name] = module
+
+
+def official(folder: Path) -> tuple[Any, Any]:
+    """Return the classifier's and the detection backbone's modules."""
+
+    def nothing(*_: object, **__: object) -> Any:
+        return types.SimpleNamespace(info=print)
+
+    layers = importlib.import_module("timm.layers")
+    stand_in("timm.models.layers", **{n: getattr(layers, n) for n in ("DropPath", "to_2tuple", "trunc_normal_")})
+    stand_in("mmdet")
+    stand_in("mmdet.utils", get_root_logger=nothing)
+    for name in ("mmcv", "mmcv.cnn.bricks", "mmcv.cnn.utils"):
+        stand_in(name)
+    stand_in("mmcv.runner", load_checkpoint=nothing, _load_checkpoint=nothing, BaseModule=nn.Module, ModuleList=nn.ModuleList)
+    stand_in("mmcv.cnn", build_norm_layer=nothing, constant_init=nothing, trunc_normal_init=nothing)
+    stand_in("mmcv.cnn.bricks.transformer", FFN=nn.Module, build_dropout=nothing)
+    stand_in("mmcv.cnn.utils.weight_init", trunc_normal_=nothing)
+    sys.path.insert(0, str(folder / "models"))
+    return importlib.import_module("crossformer"), importlib.import_module("crossformer_backbone_det")
+
+
+def build(kind: Any, config: dict[str, Any], **more: Any) -> nn.Module:
+    """Return a model in evaluation mode with the rule's weights."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = kind(**config, **more)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensor(weight(name, parameter.shape)))
+    return model.eval()
+
+
+def picture(batch: int, height: int, width: int) -> torch.Tensor:
+    """Return the input by rule."""
+    return tensor(1.5 * u("input", (batch, 3, height, width)))
+
+
+def case(kind: Any, config: dict[str, Any], gradients: bool, batch: int = 3, classes: int = 10) -> dict[str, Any]:
+    """Return logits, loss and, if asked for, a summary of every gradient of one model."""
+    model = build(kind, config, num_classes=classes)
+    logits = model(picture(batch, config["img_size"], config["img_size"]))
+    loss = soft_loss(logits, tensor(softmax(2 * u("target", (batch, classes)))))
+    found = {"config": config, "logits": [numbers(row) for row in logits], "loss": short(loss.detach())}
+    if gradients:
+        loss.backward()
+        found["gradients"] = {name: summary(name, parameter.grad) for name, parameter in model.named_parameters()}
+    return found
+
+
+def features(kind: Any, height: int, width: int) -> dict[str, Any]:
+    """Return the maps of a new dense backbone (the official one remembers small pictures)."""
+    config = BACKBONE | {"mlp_ratio": 2, "img_size": 224}
+    model = build(kind, config)
+    with torch.no_grad():
+        maps = model(picture(2, height, width))
+    return {"size": [height, width], "maps": [summary(f"map.{i}", m) for i, m in enumerate(maps)]}
+
+
+def group_sides(kind: Any) -> list[dict[str, Any]]:
+    """Return the group size of every block for every policy."""
+    rows = []
+    for depths in DEPTHS:
+        for group_type in GROUP_TYPES:
+            with contextlib.redirect_stdout(io.StringIO()):
+                sides = kind.compute_group_size(None, [4, 4, 14, 7], depths, [56, 56], group_type)
+            rows.append({"depths": depths, "group_type": group_type, "sides": sides})
+    return rows
+
+
+def main() -> None:
+    """Write crossformer.json."""
+    torch.set_num_threads(1)
+    classifier, backbone = official(Path(sys.argv[1]))
+    content = {
+        "note": "Numbers of the official CrossFormer code, commit 7952010, PyTorch 2.13, float32: see make_crossformer.py.",
+        "cases": {name: case(classifier.CrossFormer, config, name in WITH_GRADIENTS) for name, config in CASES.items()},
+        "backbone": {
+            "config": BACKBONE | {"mlp_ratio": [2, 2], "img_size": 224},
+            "sizes": [features(backbone.CrossFormer, *size) for size in SIZES],
+        },
+        "groups": group_sides(classifier.CrossFormer),
+    }
+    (FOLDER / "crossformer.json").write_text(layout(json.loads(json.dumps(content))) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
