@@ -6,6 +6,8 @@ import difflib
 import re
 from typing import Any
 
+from . import crossformer_config as crossformer
+from . import crossformer_counts
 from . import crossvit_config as crossvit
 from .family import Config, Family, Shapes
 from .shapes import parameter_shapes as crossvit_shapes
@@ -24,6 +26,16 @@ FAMILIES = (
         layers=lambda config: len(config.depth),
         size_of=crossvit.size_of,
         attends=True,
+    ),
+    Family(
+        name="crossformer",
+        config=crossformer.CrossFormerConfig,
+        variants=crossformer.VARIANTS,
+        parameter_shapes=crossformer_counts.parameter_shapes,
+        macs=crossformer_counts.macs,
+        saved_activations=crossformer_counts.saved_activations,
+        sized=crossformer.sized,
+        layers=lambda config: len(config.depths),
     ),
 )
 VARIANTS: dict[str, Any] = {name: config for family in FAMILIES for name, config in family.variants.items()}

@@ -91,7 +91,7 @@ class CrossFormerConfig:
             yield f"merge_size has {len(self.merge_size)} entries for {stages} stages (needed: {stages - 1})"
 
     def _value_problems(self):
-        step = self.patch_size[0] * 2 ** (len(self.depths) - 1)
+        step = self.stride
         if self.img_size % step:
             near = max(self.img_size // step, 1) * step
             yield f"img_size {self.img_size} is not divisible by {step} (nearest: {near}, {near + step})"
@@ -109,6 +109,11 @@ class CrossFormerConfig:
     def input_size(self) -> int:
         """Pixels of the square input."""
         return self.img_size
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a token of the last stage."""
+        return self.patch_size[0] * 2 ** (len(self.depths) - 1)
 
     def dim(self, stage: int) -> int:
         """Width of a stage, from 0."""
@@ -128,6 +133,11 @@ class CrossFormerConfig:
 
 
 FIELDS = tuple(f.name for f in fields(CrossFormerConfig))
+
+
+def sized(config: CrossFormerConfig, pixels: int) -> int:
+    """The possible img_size nearest to an input of so many pixels; the weights fit any."""
+    return max(round(pixels / config.stride), 1) * config.stride
 
 
 def scale_widths(kernels: tuple[int, ...], width: int) -> tuple[int, ...]:

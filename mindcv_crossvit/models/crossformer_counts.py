@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from .crossformer_config import CrossFormerConfig, scale_widths
 from .crossformer_groups import Groups, block_groups
+from .family import Shapes
 
-Shapes = dict[str, tuple[int, ...]]
 
 
 def macs(config: CrossFormerConfig, num_classes: int = 1000) -> int:

@@ -7,7 +7,7 @@ distance). N = G*G.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ SMALLEST_GROUP = 4
 """Where groups grow with depth they begin with this side."""
 
 
-@dataclass(frozen=True)
-class Groups:
+class Groups(NamedTuple):
     """How one block groups a grid of `height` x `width` tokens.
 
     side: G. interval: I; 1 where neighbours make a group. top, left: tokens of padding before the grid; rows, columns:
@@ -40,7 +39,7 @@ class Groups:
         return self.rows * self.columns > self.height * self.width
 
     @property
-    def count(self) -> int:
+    def groups(self) -> int:
         """Groups of a picture."""
         return self.rows * self.columns // self.side**2
 
@@ -77,7 +76,7 @@ def group_tokens(groups: Groups) -> np.ndarray:
     place[groups.top : groups.top + groups.height, groups.left : groups.left + groups.width] = inner
     g, i = groups.side, groups.interval
     cut = place.reshape(groups.rows // (g * i), g, i, groups.columns // (g * i), g, i)
-    return cut.transpose(0, 2, 3, 5, 1, 4).reshape(groups.count, groups.tokens)
+    return cut.transpose(0, 2, 3, 5, 1, 4).reshape(groups.groups, groups.tokens)
 
 
 def offset_index(side: int) -> np.ndarray:

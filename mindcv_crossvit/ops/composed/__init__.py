@@ -8,7 +8,8 @@ nothing else than these waits for the gradient (`ops.depend`).
 from .. import Ops
 from ..standard import ClassAttention  # between half-precision products only
 from .attention import Attention, NormClassAttention
-from .conv import Conv2d, ToTokens
+from .conv import Conv2d, Depthwise, ToMap, ToTokens
+from .group_attention import BiasedAttention, GroupAttention
 from .linear import LayerNorm, Linear, NormLinear
 from .mlp import Gelu, NormMlp
 
@@ -22,6 +23,10 @@ COMPOSED = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    BiasedAttention,
+    GroupAttention,
     Conv2d,
+    Depthwise,
     ToTokens,
+    ToMap,
 )
