@@ -40,6 +40,19 @@ from torch import nn
 warnings.filterwarnings("ignore")
 KEPT = allow_bare_torchvision()
 
+FIRST = {"patch_size": [4, 8, 16, 32], "merge_size": [[2, 4]] * 3, "mlp_ratio": [4] * 4}
+SECOND = FIRST | {"group_size": [4, 4, 14, 7], "crs_interval": [4, 2, 1, 1], "use_acl": True}
+MODELS = {
+    "crossformer_t": FIRST | {"embed_dim": 64, "depths": [1, 1, 8, 6], "num_heads": [2, 4, 8, 16]},
+    "crossformer_s": FIRST | {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24]},
+    "crossformer_b": FIRST | {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+    "crossformer_l": FIRST | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    "crossformerpp_s": SECOND | {"embed_dim": 64, "depths": [2, 2, 18, 2], "num_heads": [2, 4, 8, 16]},
+    "crossformerpp_b": SECOND | {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24]},
+    "crossformerpp_l": SECOND | {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32]},
+    "crossformerpp_h": SECOND | {"embed_dim": 128, "depths": [6, 6, 18, 2], "num_heads": [4, 8, 16, 32]},
+}
+"""The numbers of the official configs/*.yaml, over the defaults of its config.py."""
 SMALL: dict[str, Any] = {
     "img_size": 48,
     "patch_size": [4, 8, 16],
@@ -121,10 +134,19 @@ def case(kind: Any, config: dict[str, Any], gradients: bool, batch: int = 3, cla
     return found
 
 
-def features(kind: Any, height: int, width: int) -> dict[str, Any]:
+def row(kind: Any, name: str) -> dict[str, Any]:
+    """Return five logits of a released model and two sums over all, and its number of parameters."""
+    model = build(kind, MODELS[name])
+    with torch.no_grad():
+        logits = model(picture(2, 224, 224))
+    sums = {"sum": short(logits.double().sum()), "abs_sum": short(logits.double().abs().sum())}
+    count = sum(p.numel() for p in model.parameters())
+    return {"model": name, "first": numbers(logits[0, :4]), "second": short(logits[1, 0])} | sums | {"parameters": count}
+
+
+def features(kind: Any, config: dict[str, Any], ratio: int, height: int, width: int) -> dict[str, Any]:
     """Return the maps of a new dense backbone (the official one remembers small pictures)."""
-    config = BACKBONE | {"mlp_ratio": 2, "img_size": 224}
-    model = build(kind, config)
+    model = build(kind, config | {"mlp_ratio": ratio, "img_size": 224})
     with torch.no_grad():
         maps = model(picture(2, height, width))
     return {"size": [height, width], "maps": [summary(f"map.{i}", m) for i, m in enumerate(maps)]}
@@ -147,10 +169,12 @@ def main() -> None:
     classifier, backbone = official(Path(sys.argv[1]))
     content = {
         "note": "Numbers of the official CrossFormer code, commit 7952010, PyTorch 2.13, float32: see make_crossformer.py.",
+        "rows": [row(classifier.CrossFormer, name) for name in MODELS],
+        "features": {n: features(backbone.CrossFormer, MODELS[n], 4, 160, 224) for n in ("crossformer_s", "crossformerpp_s")},
         "cases": {name: case(classifier.CrossFormer, config, name in WITH_GRADIENTS) for name, config in CASES.items()},
         "backbone": {
             "config": BACKBONE | {"mlp_ratio": [2, 2], "img_size": 224},
-            "sizes": [features(backbone.CrossFormer, *size) for size in SIZES],
+            "sizes": [features(backbone.CrossFormer, BACKBONE, 2, *size) for size in SIZES],
         },
         "groups": group_sides(classifier.CrossFormer),
     }
