@@ -23,9 +23,7 @@ class Stage(nn.Cell):
     def __init__(self, config: CrossFormerConfig, stage: int, op: Ops, drops: DropPathSchedule, rates: list[float]):
         super().__init__()
         self.dim = config.dim(stage)
-        self.blocks = nn.CellList(
-            [CrossFormerBlock(config, stage, b, op, drops, rate) for b, rate in enumerate(rates)]
-        )
+        self.blocks = nn.CellList([CrossFormerBlock(config, stage, b, op, drops, rate) for b, rate in enumerate(rates)])
         self.merges = stage < len(config.depths) - 1
         if self.merges:
             self.downsample = PatchMerging(config, stage, op)

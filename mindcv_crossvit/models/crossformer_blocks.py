@@ -11,7 +11,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..ops import Ops
-from .blocks import DropPathSchedule, LayerNorm, Linear, Mlp, Conv2d, add, empty
+from ..ops.standard import place
+from .blocks import Conv2d, DropPathSchedule, LayerNorm, Linear, Mlp, add, empty
 from .crossformer_config import CrossFormerConfig, scale_widths
 from .crossformer_groups import group_sides, groups_of, offset_index, offset_table
 
@@ -124,7 +125,7 @@ class CrossFormerBlock(nn.Cell):
         self.attn = Attention(dim, config.num_heads[stage], op, config.qkv_bias)
         self.norm2 = LayerNorm(dim, op, EPS)
         self.mlp = Mlp(dim, config.hidden_dim(stage), op)
-        self.drop_attn, self.drop_mlp = drops.layer(drop_path, 1), drops.layer(drop_path, 1)
+        self.drop_attn, self.drop_mlp = drops.layer(drop_path, 1, op), drops.layer(drop_path, 1, op)
         self.norm_linear, self.norm_mlp = op.norm_linear(EPS), op.norm_mlp(EPS)
         self.half, self.no_mask, self.acl = op.half, config.no_mask, config.has_acl(stage, block)
         if self.acl:
@@ -152,7 +153,7 @@ class CrossFormerBlock(nn.Cell):
         """The padding is tokens like others, zeros before the query, key and value projection."""
         height, width, side, interval, top, left, rows, columns = groups
         x_bhwc = self.norm1(x_tc).reshape(-1, height, width, x_tc.shape[1])
-        x_bhwc = _pad(_pad(x_bhwc, 1, top, rows - height - top), 2, left, columns - width - left)
+        x_bhwc = place(place(x_bhwc, 1, top, rows), 2, left, columns)
         inner = (rows, columns, side, interval, 0, 0, rows, columns)
         y_tc = self.attn(self.attn.qkv(x_bhwc.reshape(-1, x_tc.shape[1])), inner)
         y_bhwc = y_tc.reshape(-1, rows, columns, x_tc.shape[1])
@@ -168,14 +169,6 @@ class CrossFormerBlock(nn.Cell):
 def _drop(drop, y_tc, tokens, drop_scale):
     """DropPath of a picture's tokens as one row, so that their number may change from call to call."""
     return drop(y_tc.reshape(-1, tokens * y_tc.shape[1]), drop_scale).reshape(y_tc.shape)
-
-
-def _pad(x_bhwc, axis, before, behind):
-    for count, first in ((before, True), (behind, False)):
-        if count:
-            zeros = ops.zeros((*x_bhwc.shape[:axis], count, *x_bhwc.shape[axis + 1 :]), x_bhwc.dtype)
-            x_bhwc = ops.concat((zeros, x_bhwc) if first else (x_bhwc, zeros), axis)
-    return x_bhwc
 
 
 @ops.constexpr

@@ -9,7 +9,6 @@ from .crossformer_groups import Groups, block_groups
 from .family import Shapes
 
 
-
 def macs(config: CrossFormerConfig, num_classes: int = 1000) -> int:
     """Multiply-accumulates of one picture: convolutions, linear layers (the position bias's, too), attention products.
 

@@ -39,6 +39,7 @@ class Ops:
                                   B = pictures * W, the windows of a picture one after the other
     group_attention(heads)        (qkv [B*H*W, 3C], bias [heads, N, N], groups as in models.crossformer_groups)
                                   -> attention in every group of a grid of tokens [B*H*W, C]; padding is not attended
+    scale_pictures()              (x [B*N, C], factors [B]) -> [B*N, C]; no gradient of the factors
     conv2d(kernel, stride, pad, from_image)
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
@@ -58,6 +59,7 @@ class Ops:
     norm_class_attention: Callable[[int, int, float], Any]
     biased_attention: Callable[[int], Any]
     group_attention: Callable[[int], Any]
+    scale_pictures: Callable[[], Any]
     conv2d: Callable[[int, int, int, bool], Any]
     depthwise: Callable[[int, int, int], Any]
     to_tokens: Callable[[], Any]

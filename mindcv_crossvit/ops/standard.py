@@ -150,7 +150,7 @@ class GroupAttention(nn.Cell):
     def construct(self, qkv_t3c, bias_hnn, groups):
         height, width, g, i, top, left, rows, columns = groups
         n, c = g * g, qkv_t3c.shape[1] // 3
-        x = _place(_place(qkv_t3c.reshape(-1, height, width, 3 * c), 1, top, rows), 2, left, columns)
+        x = place(place(qkv_t3c.reshape(-1, height, width, 3 * c), 1, top, rows), 2, left, columns)
         x = x.reshape(-1, rows // (g * i), g, i, columns // (g * i), g, i, 3 * c)
         x_bn3c = ops.transpose(x, (0, 1, 3, 4, 6, 2, 5, 7)).reshape(-1, n, 3 * c)
         q_bnc, k_bnc, v_bnc = ops.split(x_bn3c, c, -1)
@@ -161,7 +161,7 @@ class GroupAttention(nn.Cell):
         return y[:, top : top + height, left : left + width].reshape(-1, c)
 
 
-def _place(x, axis, before, size):
+def place(x, axis, before, size):
     """`x` from place `before` of `size` places along an axis, zeros around it."""
     for count, first in ((before, True), (size - before - x.shape[axis], False)):
         if count:
@@ -174,6 +174,14 @@ def _place(x, axis, before, size):
 def padding_mask(groups):
     """[W, 1, N] float32, 0 for tokens of the grid and MASKED for padding."""
     return Tensor(np.where(group_tokens(Groups(*groups)) < 0, MASKED, 0).astype(np.float32)[:, None])
+
+
+class ScalePictures(nn.Cell):
+    """Each picture's tokens times a factor of its own."""
+
+    def construct(self, x_tc, factors_b):
+        batch = factors_b.shape[0]
+        return (x_tc.reshape(batch, -1) * factors_b.reshape(batch, 1).astype(x_tc.dtype)).reshape(x_tc.shape)
 
 
 class Conv2d(nn.Cell):
@@ -226,6 +234,7 @@ STANDARD = Ops(
     NormClassAttention,
     BiasedAttention,
     GroupAttention,
+    ScalePictures,
     Conv2d,
     Depthwise,
     ToTokens,

@@ -10,7 +10,7 @@ from ..standard import ClassAttention  # between half-precision products only
 from .attention import Attention, NormClassAttention
 from .conv import Conv2d, Depthwise, ToMap, ToTokens
 from .group_attention import BiasedAttention, GroupAttention
-from .linear import LayerNorm, Linear, NormLinear
+from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
 
 COMPOSED = Ops(
@@ -25,6 +25,7 @@ COMPOSED = Ops(
     NormClassAttention,
     BiasedAttention,
     GroupAttention,
+    ScalePictures,
     Conv2d,
     Depthwise,
     ToTokens,
