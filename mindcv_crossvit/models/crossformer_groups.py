@@ -99,7 +99,7 @@ def group_sides(config: CrossFormerConfig) -> tuple[tuple[int, ...], ...]:
     |---|---|
     | constant | group_size of the stage |
     | 7_14 | as constant, but half of it in the first four blocks of the third stage |
-    | linear | at least 4, and a share of the grid that grows with every block: from 4 tokens of the first to nearly all |
+    | linear | a share of the grid that grows with every block, from 4 tokens of the first to nearly all; at least 4 |
     | linear_div | linear; what is above half of the grid becomes all of it (third stage: half up to 3/4) |
     | alter | linear; what is above half of the grid becomes all of it (third stage: half and all in turn) |
     """

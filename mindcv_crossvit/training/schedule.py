@@ -12,8 +12,8 @@ def lr_at(schedule: Schedule, plan: Plan, update: int) -> float:
     """The rate of update `update` (from 0): linear warm-up, then a cosine over the whole run.
 
     The cosine begins at update 0 and is not re-based after the warm-up, as in the official runs; the ends are scaled
-    with the batch if the recipe says so. With stepping `epoch` the rate changes once per epoch and lags one epoch, as in those runs: epochs 0
-    and 1 both have the warm-up's first rate.
+    with the batch if the recipe says so. With stepping `epoch` the rate changes once per epoch and lags one epoch, as
+    in CrossViT's runs: epochs 0 and 1 both have the warm-up's first rate.
     """
     if schedule.stepping == "epoch":
         epoch = max(update // plan.steps_per_epoch - 1, 0)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Make crossformer.json, the reference numbers of CrossFormer, with the official PyTorch code.
+"""Make crossformer.json and weights_crossformer.pth, the reference numbers of CrossFormer, with its official code.
 
     git clone https://github.com/cheerss/CrossFormer
     python tests/data/make_crossformer.py CrossFormer
@@ -71,6 +71,7 @@ CASES = {
     "both sides": SMALL | {"img_size": 40, "pad_type": 1, "qkv_bias": False},
     "no mask": SMALL | {"img_size": 40, "no_mask": True, "pad_type": 1},
 }
+TINY = SMALL | {"img_size": 32, "patch_size": [4, 8], "embed_dim": 16, "depths": [1, 2], "num_heads": [2, 2]}
 WITH_GRADIENTS = ("padding", "no mask")
 DENSE = ("crossformer_s", "crossformerpp_s")
 DEPTHS = ([1, 1, 8, 6], [2, 2, 6, 2], [2, 2, 18, 2], [6, 6, 18, 2], [1, 2, 3, 4], [3, 3, 27, 3])
@@ -166,8 +167,41 @@ def group_sides(kind: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def schedule() -> dict[str, Any]:
+    """Return the official learning rate of some updates of 300 epochs of 10, at 1024 pictures an update."""
+    cosine = importlib.import_module("timm.scheduler.cosine_lr").CosineLRScheduler
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=1e-3)
+    ends = {"lr_min": 1e-5, "warmup_lr_init": 1e-6}
+    rates = cosine(optimizer, t_initial=3000, warmup_t=200, cycle_limit=1, t_in_epochs=False, **ends)
+    updates = [0, 1, 100, 199, 200, 201, 1500, 2999]
+    return {"updates": updates, "rates": [short(rates._get_lr(k)[0]) for k in updates]}
+
+
+class CfgNode(dict):
+    """Stands for yacs's, which the official checkpoints hold beside the weights."""
+
+
+CfgNode.__module__ = "yacs.config"
+
+
+def checkpoint(kind: Any, classes: int = 5) -> dict[str, Any]:
+    """Write a checkpoint as the official training script did when its tables were still saved; return its logits."""
+    stand_in("yacs")
+    stand_in("yacs.config", CfgNode=CfgNode)
+    model = build(kind, TINY, num_classes=classes)
+    with torch.no_grad():
+        logits = model(picture(2, TINY["img_size"], TINY["img_size"]))
+    tables = {name: value for name, value in model.named_buffers() if value is not None}
+    config = CfgNode(MODEL=CfgNode(NAME="tiny", DEPTHS=TINY["depths"]))
+    config.__dict__["__immutable__"] = True
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3).state_dict()
+    content = {"model": model.state_dict() | tables, "optimizer": optimizer, "max_accuracy": 1.0, "epoch": 3}
+    torch.save(content | {"config": config}, FOLDER / "weights_crossformer.pth")
+    return {"config": TINY, "logits": [numbers(row) for row in logits]}
+
+
 def main() -> None:
-    """Write crossformer.json."""
+    """Write crossformer.json and weights_crossformer.pth."""
     torch.set_num_threads(1)
     classifier, backbone = official(Path(sys.argv[1]))
     content = {
@@ -181,6 +215,8 @@ def main() -> None:
             "config": BACKBONE | {"mlp_ratio": [2, 2], "img_size": 224},
             "sizes": [features(backbone.CrossFormer, BACKBONE, 2, *size) for size in SIZES],
         },
+        "schedule": schedule(),
+        "checkpoint": checkpoint(classifier.CrossFormer),
         "groups": group_sides(classifier.CrossFormer),
     }
     (FOLDER / "crossformer.json").write_text(layout(json.loads(json.dumps(content))) + "\n", encoding="utf-8")
