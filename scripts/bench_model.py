@@ -1,6 +1,6 @@
 """Times a model beside anything else: the forward pass, or the whole training step.
 
-python scripts/bench_model.py MODEL BATCH forward|train [--ops auto|standard|composed] [--set ARGUMENT=VALUE] [--serve]
+python scripts/bench_model.py MODEL BATCH forward|train [--ops auto|standard|composed|native] [--set ARGUMENT=VALUE] [--serve]
 
 train: loss with soft targets, gradients and AdamW, as train.py runs them. --set: an argument of the constructor, as in
 --set depth=[[1,1,0]]. Prints a table: seconds from the start to the first result (compiling), then per iteration.
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from mindcv_crossvit import create_model, runtime
+from mindcv_crossvit.ops import NAMES
 
 ITERATIONS = 10
 
@@ -37,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
     parser.add_argument("what", choices=("forward", "train"))
-    parser.add_argument("--ops", choices=("auto", "standard", "composed"), default="auto")
+    parser.add_argument("--ops", choices=("auto", *NAMES), default="auto")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="ARGUMENT=VALUE")
     parser.add_argument("--serve", action="store_true", help="answer on standard input instead of printing a table")
     return parser.parse_args()
