@@ -1,6 +1,6 @@
 """Times a model beside anything else: the forward pass, or the whole training step.
 
-python scripts/bench_model.py MODEL BATCH forward|train [--ops auto|standard|composed|native] [--set ARGUMENT=VALUE] [--serve]
+python scripts/bench_model.py MODEL BATCH forward|train [--ops native] [--set ARGUMENT=VALUE] [--serve]
 
 train: loss with soft targets, gradients and AdamW, as train.py runs them. --set: an argument of the constructor, as in
 --set depth=[[1,1,0]]. Prints a table: seconds from the start to the first result (compiling), then per iteration.

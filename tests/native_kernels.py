@@ -1,4 +1,4 @@
-"""Calls the compiled kernels from numpy, without MindSpore's Python: `python native_kernels.py LIBRARY` checks them all."""
+"""Calls the compiled kernels from numpy: `python native_kernels.py LIBRARY` checks them all."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_another_mindspore_is_refused(change, tmp_path, monkeypatch):
         target = str(package / "lib" / "libdnnl.so.9")
         subprocess.run([build.compiler(), "-shared", "-fPIC", str(source), "-o", target], check=True)
     monkeypatch.setattr(build, "find_spec", lambda name: type("Spec", (), {"origin": str(package / "__init__.py")}))
-    with pytest.raises(UserError, match="native was made for another MindSpore: .*; use run.ops=composed"):
+    with pytest.raises(UserError, match=r"native was made for another MindSpore: .*; use run.ops=composed"):
         build.sgemm()
 
 
