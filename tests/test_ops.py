@@ -186,3 +186,49 @@ def test_unknown_ops_are_refused():
         choose("fused")
     assert choose("auto", "CPU").name == "composed"
     assert choose("auto", "Ascend").name == "standard"
+
+
+def stand_in(query, key, value, head_num, scalar_value=1.0, input_layout="BSH"):
+    """What MindSpore documents of flash_attention_score for [B, S, H1] tensors, in float32."""
+    from mindspore import ops
+
+    batch, length, width = query.shape
+    heads = [
+        t.astype("float32").reshape(batch, length, head_num, -1).transpose(0, 2, 1, 3) for t in (query, key, value)
+    ]
+    share = ops.softmax(ops.matmul(heads[0], heads[1].transpose(0, 1, 3, 2)) * scalar_value, -1)
+    return ops.matmul(share, heads[2]).transpose(0, 2, 1, 3).reshape(batch, length, width).astype(query.dtype)
+
+
+def test_the_fused_attention_of_a_card_is_asked_for_what_plain_attention_gives(monkeypatch):
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose, flash
+
+    asked = []
+
+    def score(*inputs, **options):
+        asked.append(options)
+        return stand_in(*inputs, **options)
+
+    monkeypatch.setattr(flash, "score", score)
+    fused = choose("auto", "Ascend", "O2").attention(5, 2)
+    assert isinstance(fused, flash.FlashAttention)
+    qkv = Tensor(rules.u("qkv", (10, 96)).astype(np.float16))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        np.testing.assert_allclose(fused(qkv).asnumpy(), fused.plain(qkv).asnumpy(), rtol=0, atol=1e-3)
+        assert asked == [{"scalar_value": 0.25, "input_layout": "BSH"}]
+        fused(Tensor(rules.u("qkv", (10, 24)).astype(np.float16)))  # heads of 4
+        fused(qkv.astype(ms.float32))
+        assert len(asked) == 1
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def test_only_a_card_in_half_precision_gets_the_fused_attention():
+    from mindcv_crossvit.ops import choose, standard
+
+    for device, precision in (("Ascend", "O0"), ("Ascend", "O1"), ("CPU", "O2")):
+        assert choose("standard", device, precision).attention is standard.Attention

@@ -95,10 +95,12 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0")
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
-    if name == "auto":
+    if device is None:
         from ..runtime import device_target
 
-        name = "composed" if (device or device_target()) == "CPU" else "standard"
+        device = device_target()
+    if name == "auto":
+        name = "composed" if device == "CPU" else "standard"
     if name not in NAMES:
         raise ValueError(f"unknown ops {name!r}; known are auto, {', '.join(NAMES)}")
     if name == "composed":
@@ -113,4 +115,8 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0")
         return NATIVE
     from .standard import STANDARD
 
+    if device == "Ascend" and precision in ("O2", "O3"):  # queries are half precision: see flash.takes
+        from .flash import FlashAttention
+
+        return replace(STANDARD, attention=FlashAttention, precision=precision)
     return replace(STANDARD, precision=precision)
