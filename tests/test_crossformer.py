@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from reference import reference
 
 from mindcv_crossvit import create_model
@@ -13,10 +14,12 @@ from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.crossformer_config import VARIANTS, CrossFormerConfig
 from mindcv_crossvit.models.crossformer_counts import backbone_macs, backbone_shapes, macs, parameter_shapes
 from mindcv_crossvit.models.crossformer_groups import group_sides, group_tokens, groups_of, offset_index, offset_table
+from mindcv_crossvit.recipe_file import load_recipe
 
 REFERENCE = reference("crossformer.json")
 ROWS, CASES = {row["model"]: row for row in REFERENCE["rows"]}, REFERENCE["cases"]
-QUICK = ("crossformer_t", "crossformerpp_s")
+QUICK = ("crossformer_t",)
+DROP_PATH = dict(zip(VARIANTS, (0.1, 0.2, 0.3, 0.5, 0.2, 0.3, 0.5, 0.5), strict=True))
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 # The official models' own, counted by hooks on the operators PyTorch ran; the backbone's parameters.
@@ -140,7 +143,7 @@ def test_logits_are_the_official_ones(name):
     np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], [row["sum"], row["abs_sum"]], rtol=0, atol=5e-3)
 
 
-@pytest.mark.parametrize("case", [name for name, case in CASES.items() if "gradients" not in case])
+@pytest.mark.parametrize("case", [name for name in CASES if name != "padding"])
 def test_logits_of_small_models_are_the_official_ones(case):
     model = built(case, "composed")
     model.set_train(False)
@@ -149,7 +152,12 @@ def test_logits_of_small_models_are_the_official_ones(case):
 
 
 @pytest.mark.parametrize(
-    "case, implementation", [("padding", "composed"), ("padding", "standard"), ("no mask", "composed")]
+    "case, implementation",
+    [
+        ("padding", "composed"),
+        ("padding", "standard"),
+        pytest.param("no mask", "composed", marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_are_pytorchs(case, implementation):
     from mindspore import Tensor, ops
@@ -179,15 +187,47 @@ def test_gradients_are_pytorchs(case, implementation):
         )
 
 
-def test_half_precision_has_a_finite_mask_and_nearly_the_same_logits():
+def test_the_mask_is_finite_in_half_precision():
     from mindcv_crossvit.ops.standard import MASKED
 
-    assert np.isfinite(np.float16(MASKED))
-    model = built("padding", precision="O3")
+    assert np.isfinite(np.float16(MASKED)) and np.exp(np.float32(MASKED)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("implementation", ["composed", "standard"])
+def test_half_precision_gives_nearly_the_same_logits(implementation):
+    model = built("padding", implementation, precision="O3")
     model.set_train(False)
     logits = model(images("padding")).asnumpy()
     assert logits.dtype == np.float32 and not np.array_equal(logits, np.float32(CASES["padding"]["logits"]))
     np.testing.assert_allclose(logits, CASES["padding"]["logits"], rtol=0, atol=2e-2)
+
+
+# The recipe
+
+
+def test_the_recipes_learning_rate_is_the_official_one_with_every_update():
+    """The official code takes each rate one update later."""
+    from dataclasses import replace
+
+    from mindcv_crossvit.plan import Plan, lr_scale, scaled_lr
+    from mindcv_crossvit.training.schedule import lr_at
+
+    recipe = load_recipe(ROOT / "configs" / "crossformer_t_ascend.yaml")
+    assert (scaled_lr(recipe), lr_scale(recipe)) == (1e-3, 2)
+    plan = Plan(8, 1024, 128, 1, 128, 1e-3, 10240, 10, 5, 10, 3000, "", (), 2)
+    official = REFERENCE["schedule"]
+    rates = [lr_at(recipe.schedule, plan, k) for k in official["updates"]]
+    np.testing.assert_allclose(rates, official["rates"], rtol=1e-7)
+    assert lr_at(recipe.schedule, replace(plan, ends_scale=1.0), 0) == 5e-7
+
+
+@pytest.mark.parametrize("name, rate", DROP_PATH.items())
+def test_every_recipe_has_the_official_settings(name, rate):
+    recipe = load_recipe(ROOT / "configs" / f"{name}_ascend.yaml")
+    assert (recipe.model.name, recipe.model.drop_path_rate, recipe.model.overrides()) == (name, rate, {})
+    assert recipe.batch.global_batch == 1024 and recipe.optimizer.clip_norm == 5.0 and recipe.augment.repeats == 1
+    assert recipe.schedule.scaled_ends and recipe.schedule.stepping == "update" and recipe.schedule.warmup_epochs == 20
 
 
 # The dense backbone
@@ -237,6 +277,34 @@ def compare_maps(maps, expected):
         dot = (values * rules.u(f"map.{i}", values.shape)).sum()
         np.testing.assert_allclose(values.reshape(-1)[:4], theirs["first"], rtol=0, atol=5e-5)
         np.testing.assert_allclose([values.sum(), dot], [theirs["sum"], theirs["dot"]], rtol=1e-5, atol=5e-3)
+
+
+# ONNX
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_onnx_graph_gives_the_official_logits(case):
+    config = CrossFormerConfig().with_overrides(CASES[case]["config"])
+    logits = run_onnx(config, 10, rules.picture((3, 3, config.img_size, config.img_size)))
+    np.testing.assert_allclose(logits, CASES[case]["logits"], rtol=0, atol=5e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_onnx_graphs_of_all_variants_give_the_official_logits(name):
+    logits, row = run_onnx(VARIANTS[name], 1000, rules.picture((2, 3, 224, 224))), ROWS[name]
+    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)
+
+
+def run_onnx(config, classes: int, pictures: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    from mindcv_crossvit.export.crossformer_onnx import onnx_model
+
+    tensors = {name: rules.weight(name, shape) for name, shape in parameter_shapes(config, classes).items()}
+    model = onnx_model(config, tensors, len(pictures)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": pictures})[0]
 
 
 # Training

@@ -32,7 +32,7 @@ PRIMITIVES = {
     "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
     "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
-    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6), [(600, 6), (6,), (6,)]),
+    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6, many=True), [(600, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
     "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
     "class_attention over one key": (lambda op: op.class_attention(1, 2), [(2, 8), (2, 8), (2, 8)]),

@@ -35,14 +35,14 @@ class Linear(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """[T, C] -> [T, C] over the last axis; `weight` and `bias` are MindSpore's gamma and beta."""
+    """[T, C] -> [T, C] over the last axis; `weight` and `bias` are MindSpore's gamma and beta. many: see Ops."""
 
-    def __init__(self, dim: int, op: Ops, eps: float = 1e-6):
+    def __init__(self, dim: int, op: Ops, eps: float = 1e-6, many: bool = False):
         super().__init__()
         self.weight = empty((dim,), "weight")
         self.bias = empty((dim,), "bias")
         self.eps = eps
-        self.op, self.half_in = op.layer_norm(eps), op.half
+        self.op, self.half_in = op.layer_norm(eps, many), op.half
 
     def construct(self, x_tc):
         if self.half_in:

@@ -35,7 +35,7 @@ class PatchEmbed(nn.Cell):
     def __init__(self, config: CrossFormerConfig, op: Ops):
         super().__init__()
         self.projs = cross_scale(config.patch_size, config.patch_size[0], 3, config.embed_dim, op)
-        self.norm = LayerNorm(config.embed_dim, op, EPS)
+        self.norm = LayerNorm(config.embed_dim, op, EPS, many=True)
         self.to_tokens = op.to_tokens()
 
     def construct(self, x_b3hw):
@@ -51,7 +51,7 @@ class PatchMerging(nn.Cell):
     def __init__(self, config: CrossFormerConfig, stage: int, op: Ops):
         super().__init__()
         dim = config.dim(stage)
-        self.norm = LayerNorm(dim, op, EPS)
+        self.norm = LayerNorm(dim, op, EPS, many=True)
         self.reductions = cross_scale(config.merge_size[stage], 2, dim, 2 * dim, op)
         self.to_map, self.to_tokens = op.to_map(), op.to_tokens()
 
@@ -115,7 +115,8 @@ class CrossFormerBlock(nn.Cell):
         self.norm_linear, self.norm_mlp = op.norm_linear(EPS), op.norm_mlp(EPS)
         self.half, self.no_mask, self.acl = op.half, config.no_mask, config.has_acl(stage, block)
         if self.acl:
-            self.ex_conv, self.ex_ln = DepthwiseConv2d(dim, 3, 1, 1, op), LayerNorm(dim, op, EPS)
+            self.ex_conv = DepthwiseConv2d(dim, 3, 1, 1, op)
+            self.ex_ln = LayerNorm(dim, op, EPS, many=True)
             self.to_map, self.to_tokens = op.to_map(), op.to_tokens()
 
     def construct(self, x_tc, height, width, drop_scale=None):

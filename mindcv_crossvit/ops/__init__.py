@@ -28,7 +28,8 @@ class Ops:
     norm_mlp(eps, approximate)    (x [T, C], norm's weight and bias [C], weight [O, C], bias [O], weight [C, O],
                                   bias [C]) -> linear(gelu(linear(layer_norm(x)))) [T, C]
     gelu(approximate)             GELU of any shape: "none" (default) is the exact (erf) one, "tanh" the tanh form
-    layer_norm(eps)               (x [T, C], weight [C], bias [C]) -> [T, C]
+    layer_norm(eps, many)         (x [T, C], weight [C], bias [C]) -> [T, C]; many: of whole pictures' tokens, not of a
+                                  token a picture (default)
     attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
     class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
     norm_class_attention(tokens, heads, eps)
@@ -54,7 +55,7 @@ class Ops:
     norm_linear: Callable[[float], Any]
     norm_mlp: Callable[..., Any]
     gelu: Callable[..., Any]
-    layer_norm: Callable[[float], Any]
+    layer_norm: Callable[..., Any]
     attention: Callable[[int, int], Any]
     class_attention: Callable[[int, int], Any]
     norm_class_attention: Callable[[int, int, float], Any]

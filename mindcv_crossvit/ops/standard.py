@@ -37,8 +37,9 @@ class Gelu(nn.Cell):
 class LayerNorm(nn.Cell):
     """Normalises the last axis; eps is always given, MindSpore's default is 1e-7."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, many: bool = False):
         super().__init__()
+        del many  # the same operator
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x_tc, weight_c, bias_c):

@@ -17,7 +17,6 @@ matmul_tb = ops.MatMul(transpose_b=True)
 matmul_ta = ops.MatMul(transpose_a=True)
 column_sum = ops.ReduceSum(keep_dims=False)
 _tile = ops.Tile()
-MANY_ROWS = 512
 
 
 class _LinearBias(nn.Cell):
@@ -96,15 +95,14 @@ class _NormRows(nn.Cell):
 class LayerNorm(nn.Cell):
     """By itself: for class tokens one slow kernel is better than ten fast ones. Before a layer NormLinear is faster."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, many: bool = False):
         super().__init__()
+        self.many = many
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
         self.norm_rows = _NormRows(eps)
 
     def construct(self, x_tc, weight_c, bias_c):
-        if x_tc.shape[0] < MANY_ROWS:
-            return self.norm(x_tc, weight_c, bias_c)[0]
-        return self.norm_rows(x_tc, weight_c, bias_c)[0]
+        return self.norm_rows(x_tc, weight_c, bias_c)[0] if self.many else self.norm(x_tc, weight_c, bias_c)[0]
 
 
 def fold_norm(g_c, b_c, weight_oc, bias_o):
