@@ -53,7 +53,8 @@ def test_a_run_is_validated(trained, cached):
     assert (scores["top1"], scores["ema_top1"]) == tuple(metrics(trained)[-1][k] for k in ("val_top1", "ema_top1"))
 
 
-@pytest.mark.parametrize("name", ["model.onnx", pytest.param("model.mindir", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.onnx", "model.mindir"])
 def test_a_run_is_exported_and_predicts(trained, tmp_path, name):
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(picture)

@@ -49,7 +49,6 @@ PRIMITIVES = {
         lambda op: op.biased_attention(2),
         [(4, 3, 6), (4, 5, 6), (4, 5, 6), (2, 3, 5), (2, 1, 5)],
     ),
-    "group_attention": (lambda op: in_groups(op, 4, 6, 2, 1, 0), [(48, 24), (2, 4, 4)]),
     "group_attention over long distances": (lambda op: in_groups(op, 4, 6, 2, 2, 0), [(48, 24), (2, 4, 4)]),
     "group_attention, padded on both sides": (lambda op: in_groups(op, 5, 3, 2, 2, 1), [(30, 24), (2, 4, 4)]),
 }

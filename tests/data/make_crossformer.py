@@ -76,7 +76,7 @@ WITH_GRADIENTS = ("padding", "no mask")
 DENSE = ("crossformer_s", "crossformerpp_s")
 DEPTHS = ([1, 1, 8, 6], [2, 2, 6, 2], [2, 2, 18, 2], [6, 6, 18, 2], [1, 2, 3, 4], [3, 3, 27, 3])
 GROUP_TYPES = ("constant", "linear", "linear_div", "alter", "7_14")
-SIZES = ([16, 16], [64, 96], [24, 72])
+SIZES = ([16, 16], [24, 72])
 BACKBONE = SMALL | {"group_size": [4, 3], "depths": [2, 2]}
 
 
