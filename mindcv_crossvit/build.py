@@ -16,7 +16,8 @@ from .errors import UserError
 from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.crossvit_config import CrossViTConfig, macs
+from .models.crossvit_config import CrossViTConfig
+from .models.macs import macs
 from .models.memory import training_memory
 from .models.registry import create_model
 from .plan import Plan, all_reduce_bytes

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .models import catalog
-from .models.crossvit_config import NUMERICS, VARIANTS, CrossViTConfig
+from .models.crossvit_config import FUSIONS, NUMERICS, VARIANTS, CrossViTConfig
 from .settings import internal, meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
@@ -33,14 +33,21 @@ class Model:
     num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
     mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+    fusion: str = setting(
+        "cross_attention", "how the branches exchange what they know: the paper's table of fusions", choices=FUSIONS
+    )
+    cls_token: bool = setting(True, "false: no class tokens, the mean of a branch's patches in their place")
+    identity_projs: bool = setting(False, "no projections between branches of equal width, as in the paper's row B")
     numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
     input_size: int | None = setting(None, "pixels of the input of a MindCV model (224 when null)", at_least=1)
 
     def overrides(self) -> dict[str, Any]:
-        """The official constructor's arguments that are set here, and numerics other than the official."""
+        """The constructor's arguments that are set here to something else than the released models have."""
         names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "multi_conv")
         given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return given if self.numerics == "official" else {**given, "numerics": self.numerics}
+        usual = {f.name: f.default for f in fields(self)}
+        names = ("fusion", "cls_token", "identity_projs", "numerics")
+        return given | {n: getattr(self, n) for n in names if getattr(self, n) != usual[n]}
 
     def config(self) -> CrossViTConfig | None:
         """The numbers of a model of the suite; None for MindCV's. Raises ValueError when they cannot be built."""

@@ -54,6 +54,7 @@ EARLY = {
     "data.rand_augment": "settings",
     "models.crossvit_config": "settings",
     "models.interpolation": "settings",
+    "models.macs": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",
     "mindcv_bridge": "models",

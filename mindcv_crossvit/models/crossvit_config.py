@@ -6,13 +6,16 @@ and 4, and the official code's constructor, whose argument names are used here.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 Pair = tuple[int, int]
 STEM_PATCHES = (12, 16)
-"""Patch sizes for which the three-convolution stem is defined."""
+"""Patch sizes for which the three-convolution stem and the token-to-token embeddings are defined."""
+FUSIONS = ("none", "all_attention", "class_token", "pairwise", "cross_attention")
+"""How the branches exchange what they know (paper, figure 3 and section 3.2), see models/fusion.py."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class CrossViTConfig:
     multi_conv: the three-convolution stem of the dagger variants, for patches of 12 and 16 pixels.
     qkv_bias: biases on the query, key and value projections.
     numerics: a key of NUMERICS; "mindcv" runs weights trained with MindCV as MindCV does.
+    fusion: one of FUSIONS, with models/fusion.py's reading of the paper; all released models have cross_attention. L
+        counts blocks of that one, and is 0 for the others.
+    cls_token: False is the paper's variant without class tokens, for cross_attention: the mean of a branch's patches
+        reads the other branch and is added to each of them; the heads read the mean, too.
+    identity_projs: projections between branches of equal width are left out, as the parameters of the paper's row B
+        say; the official code as published always builds them.
     """
 
     img_size: Pair = (240, 224)
@@ -62,6 +71,9 @@ class CrossViTConfig:
     multi_conv: bool = False
     qkv_bias: bool = True
     numerics: str = "official"
+    fusion: str = "cross_attention"
+    cls_token: bool = True
+    identity_projs: bool = False
 
     def __post_init__(self) -> None:
         problems = [*self._shape_problems()] or [*self._value_problems()]
@@ -78,13 +90,18 @@ class CrossViTConfig:
         ratios = self.mlp_ratio
         if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(_is_positive(r) for r in ratios)):
             yield f"mlp_ratio must be two or three positive numbers, not {ratios!r}"
-        for name in ("multi_conv", "qkv_bias"):
+        for name in ("multi_conv", "qkv_bias", "cls_token", "identity_projs"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false, not {getattr(self, name)!r}"
         if self.numerics not in NUMERICS:
             yield f"numerics must be {' or '.join(NUMERICS)}, not {self.numerics!r}"
+        if self.fusion not in FUSIONS:
+            near = difflib.get_close_matches(str(self.fusion), FUSIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield f"fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}{hint}"
 
     def _value_problems(self):
+        yield from self._fusion_problems()
         for i, branch in enumerate(("small", "large")):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
             if img % patch:
@@ -104,11 +121,33 @@ class CrossViTConfig:
             if self.multi_conv and dim % 4:
                 yield f"multi_conv needs an embed_dim divisible by 4, not {dim} ({branch} branch)"
 
+    def _fusion_problems(self):
+        if self.fusion != "cross_attention":
+            if any(l for _, _, l in self.depth):
+                yield f"depth: L counts cross-attention blocks and fusion {self.fusion} has none; give 0"
+            if not self.cls_token:
+                yield f"cls_token false is defined for fusion cross_attention, not {self.fusion}"
+        if self.identity_projs and (self.embed_dim[0] != self.embed_dim[1] or self.fusion == "none"):
+            yield (
+                "identity_projs leaves out projections between branches of equal width; with fusion"
+                f" {self.fusion} and embed_dim {list(self.embed_dim)} there are none"
+            )
+
+    @property
+    def patches(self) -> Pair:
+        """Patches of each branch."""
+        s, l = ((img // patch) ** 2 for img, patch in zip(self.img_size, self.patch_size, strict=True))
+        return s, l
+
     @property
     def tokens(self) -> Pair:
-        """Tokens of each branch, class token included."""
-        s, l = ((img // patch) ** 2 + 1 for img, patch in zip(self.img_size, self.patch_size, strict=True))
-        return s, l
+        """Tokens of each branch, class token included where there is one."""
+        return self.patches[0] + self.cls_token, self.patches[1] + self.cls_token
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether class tokens attend to the other branch's patches."""
+        return self.fusion == "cross_attention" and self.cls_token
 
     @property
     def hidden_dim(self) -> Pair:
@@ -171,44 +210,3 @@ VARIANTS: dict[str, CrossViTConfig] = {
     "crossvit_18_dagger_384": _variant((224, 448), 7, 3, 6, True, (408, 384)),
 }
 """The eleven released models. Dagger: the three-convolution stem. Every encoder has one small-branch block."""
-
-
-def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
-    """Multiply-accumulates of one image: convolutions, linear layers and the attention products.
-
-    Norms, activations, the resize and additions are not counted, as in the paper's "FLOPs" (table 2).
-    """
-    total = 0
-    for i in range(2):
-        total += _embed_macs(config, i) + config.embed_dim[i] * num_classes
-    for triple in config.depth:
-        for i in range(2):
-            total += triple[i] * _block_macs(config, i) + _fusion_macs(config, i, triple[2])
-    return total
-
-
-def _embed_macs(config: CrossViTConfig, branch: int) -> int:
-    dim, patch = config.embed_dim[branch], config.patch_size[branch]
-    grid = config.img_size[branch] // patch
-    if not config.multi_conv:
-        return grid**2 * dim * 3 * patch**2
-    stride = 3 if patch == 12 else 2
-    last = grid**2 * dim * 9 * (dim // 2)
-    middle_grid = grid if patch == 12 else grid * 2
-    middle = middle_grid**2 * (dim // 2) * 9 * (dim // 4)
-    first = (middle_grid * stride) ** 2 * (dim // 4) * 3 * 49
-    return first + middle + last
-
-
-def _block_macs(config: CrossViTConfig, branch: int) -> int:
-    n, c, hidden = config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch]
-    return n * (4 * c * c + 2 * c * hidden) + 2 * n * n * c
-
-
-def _fusion_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
-    """The class token of `branch` attends to the other branch's patches; later blocks see that one token only."""
-    other = 1 - branch
-    own_dim, c, n = config.embed_dim[branch], config.embed_dim[other], config.tokens[other]
-    first = 2 * c * c + 2 * n * c * c + 2 * n * c
-    later = 4 * c * c + 2 * c
-    return 2 * own_dim * c + first + max(blocks - 1, 0) * later

@@ -60,5 +60,17 @@ def saved_activations(config: CrossViTConfig) -> int:
         for i in range(2):
             n, c = config.tokens[i], config.embed_dim[i]
             total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
-            total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
+        total += _saved_by_fusion(config)
     return total
+
+
+def _saved_by_fusion(config: CrossViTConfig) -> int:
+    """Of one encoder. A projection keeps its norm's output and normalised input, and its GELU's output, per token."""
+    tokens, dims, common = config.tokens, config.embed_dim, config.embed_dim[1]
+    if config.fusion == "cross_attention":
+        return sum(4 * n * c for n, c in zip(tokens, dims, strict=True))  # norm, keys and values
+    if config.fusion == "all_attention":
+        projections = sum(n * 3 * (c + common) for n, c in zip(tokens, dims, strict=True))
+        joint = sum(tokens)
+        return projections + joint * (8 * common + config.num_heads[1] * joint)
+    return tokens[0] * 3 * (dims[0] + common) if config.fusion == "pairwise" else 0

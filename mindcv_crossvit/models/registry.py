@@ -31,8 +31,8 @@ def create_model(
     ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
     precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
     overrides: arguments of the official constructor: img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio,
-        multi_conv, qkv_bias; and numerics, "official" or "mindcv", see CrossViTConfig. For a MindCV model they are
-        passed on to it.
+        multi_conv, qkv_bias; and numerics, fusion, cls_token and identity_projs, see CrossViTConfig. For a MindCV
+        model they are passed on to it.
     Raises ValueError for an unknown name or argument, with the nearest known one, and for impossible sizes.
     """
     name = catalog.resolve(name)
