@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 import pytest
+from small_models import CASES, assert_is_pytorchs
 
+from mindcv_crossvit.models.catalog import macs
 from mindcv_crossvit.models.crossvit_config import FUSIONS, VARIANTS, CrossViTConfig
-from mindcv_crossvit.models.macs import macs
 from mindcv_crossvit.models.shapes import parameter_shapes
 
 SMALL = VARIANTS["crossvit_small"]

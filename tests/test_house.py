@@ -28,6 +28,7 @@ ROOMS = [
     "supervisor",
     "settings",
     "models.catalog",
+    "model_settings",
     "recipe",
     "recipe_file",
     "data",
@@ -53,8 +54,9 @@ ROOMS += [
 EARLY = {
     "data.rand_augment": "settings",
     "models.crossvit_config": "settings",
+    "models.family": "settings",
     "models.interpolation": "settings",
-    "models.macs": "settings",
+    "models.crossvit_counts": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",
     "mindcv_bridge": "models",

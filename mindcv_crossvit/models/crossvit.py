@@ -104,8 +104,8 @@ class CrossViT(nn.Cell):
         """(class tokens, patch grids) after the last encoder, float32: what a head of one's own is built on.
 
         Class tokens [B, C] and grids [B, C, H, W], rows from the top, of both branches, the small patches' first; for
-        crossvit_9 [B, 128], [B, 256] and [B, 128, 20, 20], [B, 256, 14, 14]. A model without class tokens gives the mean
-        of its patches instead.
+        crossvit_9 [B, 128], [B, 256] and [B, 128, 20, 20], [B, 256, 14, 14]. A model without class tokens gives the
+        mean of its patches instead.
         norm: after the model's last LayerNorms, as its own heads read them. These are the tokens of timm's
             `forward_features`; without it, the grids are those of timm's `features_only=True`.
         Runs as one graph, called by itself or in another Cell's `construct` (plain tuples: a named one would stop the
@@ -157,6 +157,11 @@ class CrossViT(nn.Cell):
         else:
             read_bc = self.norm[i](x_tc).astype(ms.float32).reshape(-1, self.tokens[i], self.dims[i]).mean(1)
         return self.head[i](read_bc).astype(ms.float32)
+
+
+def create(config: CrossViTConfig, op: Ops, num_classes: int, drop_path_rate: float, seed: int) -> CrossViT:
+    """See Family."""
+    return CrossViT(config, op, num_classes, drop_path_rate, seed)
 
 
 def _resize(kind: str, size: int, new_size: int) -> nn.Cell:

@@ -7,8 +7,9 @@ and 4, and the official code's constructor, whose argument names are used here.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 Pair = tuple[int, int]
@@ -140,6 +141,11 @@ class CrossViTConfig:
         return s, l
 
     @property
+    def input_size(self) -> int:
+        """Pixels of the model's square input."""
+        return self.img_size[0]
+
+    @property
     def tokens(self) -> Pair:
         """Tokens of each branch, class token included where there is one."""
         return self.patches[0] + self.cls_token, self.patches[1] + self.cls_token
@@ -157,9 +163,6 @@ class CrossViTConfig:
     def with_overrides(self, overrides: Mapping[str, Any]) -> CrossViTConfig:
         """A copy with some arguments replaced; lists become tuples. Raises ValueError on an impossible result."""
         return replace(self, **{name: _freeze(value) for name, value in overrides.items()})
-
-
-FIELDS = tuple(f.name for f in fields(CrossViTConfig))
 
 
 def _freeze(value: Any) -> Any:
@@ -210,3 +213,37 @@ VARIANTS: dict[str, CrossViTConfig] = {
     "crossvit_18_dagger_384": _variant((224, 448), 7, 3, 6, True, (408, 384)),
 }
 """The eleven released models. Dagger: the three-convolution stem. Every encoder has one small-branch block."""
+
+
+def sized(config: CrossViTConfig, pixels: int) -> Pair:
+    """img_size for an input of about so many pixels: whole patches, the branches' ratio kept."""
+    ratio = config.img_size[1] / config.img_size[0]
+    small, large = config.patch_size
+    return max(round(pixels / small), 1) * small, max(round(pixels * ratio / large), 1) * large
+
+
+def size_of(config: CrossViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """What the names and shapes of weights tell of their model, where it differs: fusion, tokens and picture size.
+
+    None where the position embeddings have no square grid. Class-token and pairwise fusion have the same tensors; of
+    the two, class_token is told.
+    """
+    told: dict[str, Any] = {"cls_token": "cls_token.0" in shapes, "fusion": _fusion_of(shapes)}
+    sizes = []
+    for i in range(2):
+        shape = shapes.get(f"pos_embed.{i}", ())
+        patches = shape[1] - told["cls_token"] if len(shape) == 3 else 0
+        side = math.isqrt(max(patches, 0))
+        if not side or side**2 != patches:
+            return None
+        sizes.append(side * config.patch_size[i])
+    told["img_size"] = (sizes[0], sizes[1])
+    return {name: value for name, value in told.items() if value != getattr(config, name)}
+
+
+def _fusion_of(names: Iterable[str]) -> str:
+    found = {mark for mark in _MARKS for name in names if mark in name}
+    return next((fusion for mark, fusion in _MARKS.items() if mark in found), "none")
+
+
+_MARKS = {".fusion.attn.": "all_attention", ".fusion.0.": "cross_attention", ".projs.0.": "class_token"}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from .crossvit_config import NUMERICS, CrossViTConfig
-
-Shapes = dict[str, tuple[int, ...]]
+from .family import Shapes
 
 
 def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:

@@ -1,4 +1,4 @@
-"""Multiply-accumulates of a CrossViT, from its numbers alone."""
+"""What a CrossViT computes and keeps, counted from its numbers alone."""
 
 from __future__ import annotations
 
@@ -62,3 +62,31 @@ def _cross_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
     first = 2 * c * c + 2 * n * c * c + 2 * n * c
     later = 4 * c * c + 2 * c
     return _projection_macs(config, config.embed_dim[branch], c) + first + max(blocks - 1, 0) * later
+
+
+def saved_activations(config: CrossViTConfig) -> int:
+    """Numbers that one image's forward pass must keep for the gradient, at least.
+
+    Counted per block and token: both norms' outputs and normalised inputs (4 C), q, k and v (3 C), the attention's
+    probabilities (heads x tokens) and output (C), the residual stream (2 C), and the hidden layer before and after
+    its GELU. What a backend keeps besides, and its work space, come on top.
+    """
+    total = 0
+    for triple in config.depth:
+        for i in range(2):
+            n, c = config.tokens[i], config.embed_dim[i]
+            total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
+        total += _saved_by_fusion(config)
+    return total
+
+
+def _saved_by_fusion(config: CrossViTConfig) -> int:
+    """Of one encoder. A projection keeps its norm's output and normalised input, and its GELU's output, per token."""
+    tokens, dims, common = config.tokens, config.embed_dim, config.embed_dim[1]
+    if config.fusion == "cross_attention":
+        return sum(4 * n * c for n, c in zip(tokens, dims, strict=True))  # norm, keys and values
+    if config.fusion == "all_attention":
+        projections = sum(n * 3 * (c + common) for n, c in zip(tokens, dims, strict=True))
+        joint = sum(tokens)
+        return projections + joint * (8 * common + config.num_heads[1] * joint)
+    return tokens[0] * 3 * (dims[0] + common) if config.fusion == "pairwise" else 0
