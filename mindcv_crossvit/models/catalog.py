@@ -24,7 +24,8 @@ FAMILIES = (
         sized=crossvit.sized,
         layers=lambda config: len(config.depth),
         size_of=crossvit.size_of,
-        attends=True,
+        attends=lambda config: config.reads_across,
+        branches=crossvit.BRANCHES,
     ),
 )
 VARIANTS: dict[str, Any] = {name: config for family in FAMILIES for name, config in family.variants.items()}

@@ -16,7 +16,7 @@ from mindspore import ParameterTuple, nn, ops
 
 from ..ops import Ops
 from .blocks import Conv2d, DropPathSchedule, LayerNorm, Linear, empty, first_token
-from .crossvit_config import NUMERICS, CrossViTConfig
+from .crossvit_config import BRANCHES, NUMERICS, CrossViTConfig
 from .fusion import ENCODERS
 from .init import init_weights
 from .resize import Resize
@@ -157,6 +157,19 @@ class CrossViT(nn.Cell):
         else:
             read_bc = self.norm[i](x_tc).astype(ms.float32).reshape(-1, self.tokens[i], self.dims[i]).mean(1)
         return self.head[i](read_bc).astype(ms.float32)
+
+    def of_branch(self, branch: str) -> nn.Cell:
+        """Image -> the logits of one branch's head alone, `small` or `large`; a Cell with this model's parameters."""
+        return _OneHead(self, BRANCHES.index(branch))
+
+
+class _OneHead(nn.Cell):
+    def __init__(self, model: CrossViT, i: int):
+        super().__init__(auto_prefix=False)  # the model's parameters keep their names
+        self.model, self.i = model, i
+
+    def construct(self, x_b3ss):
+        return self.model.branch_logits(self.model.encode(x_b3ss)[self.i], self.i)
 
 
 def create(config: CrossViTConfig, op: Ops, num_classes: int, drop_path_rate: float, seed: int) -> CrossViT:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 Pair = tuple[int, int]
+BRANCHES = ("small", "large")
 STEM_PATCHES = (12, 16)
 """Patch sizes for which the three-convolution stem and the token-to-token embeddings are defined."""
 FUSIONS = ("none", "all_attention", "class_token", "pairwise", "cross_attention")
@@ -103,7 +104,7 @@ class CrossViTConfig:
 
     def _value_problems(self):
         yield from self._fusion_problems()
-        for i, branch in enumerate(("small", "large")):
+        for i, branch in enumerate(BRANCHES):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
             if img % patch:
                 near = max(img // patch, 1) * patch

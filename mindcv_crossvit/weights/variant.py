@@ -44,8 +44,8 @@ def find_variant(weights: Weights) -> Variant:
         if not wrong:
             if changes.get("fusion") == "class_token":
                 raise UserError(
-                    f"{weights.path}: these are tensors of {name} with fusion class_token or pairwise, which look the same;"
-                    " a checkpoint of this suite says which, other files do not"
+                    f"{weights.path}: tensors of {name} with fusion class_token or pairwise, which look the same; the"
+                    " checkpoint of a run says which"
                 )
             return Variant(name, changes, classes)
         differences[name] = min(differences.get(name, wrong), wrong, key=len)
