@@ -139,6 +139,11 @@ class DropPathSchedule:
             self.rates.append(rate)
         return DropPath(rate, draw, tokens)
 
+    def coins(self, count: int) -> int:
+        """Draws of rate 0.5, for what needs random bits; returns the first one's row."""
+        self.rates += [0.5] * count
+        return len(self.rates) - count
+
 
 class AttentionBlock(nn.Cell):
     """Pre-norm self-attention with a residual: x + attn(norm1(x)).

@@ -20,6 +20,7 @@ from .crossvit_config import BRANCHES, NUMERICS, CrossViTConfig
 from .fusion import ENCODERS
 from .init import init_weights
 from .resize import Resize
+from .t2t import T2T
 
 
 class PatchEmbed(nn.Cell):
@@ -70,13 +71,9 @@ class CrossViT(nn.Cell):
         if config.cls_token:
             self.cls_token = ParameterTuple([empty((1, 1, dim), f"cls_token.{i}") for i, dim in enumerate(self.dims)])
         self.resize = nn.CellList([_resize(numerics.resize, self.input_size, config.img_size[i]) for i in range(2)])
-        self.patch_embed = nn.CellList(
-            [
-                PatchEmbed(config.patch_size[i], config.embed_dim[i], config.multi_conv, op, numerics.stem_bias)
-                for i in range(2)
-            ]
-        )
         drops = DropPathSchedule()
+        self.patch_embed = nn.CellList([_patch_embed(config, i, op, drops) for i in range(2)])
+        self.random_embed = config.hybrid_backbone is not None
         self.blocks = nn.CellList(
             [
                 ENCODERS[config.fusion](config, triple, op, drops, rates)
@@ -95,7 +92,7 @@ class CrossViT(nn.Cell):
 
     def encode(self, x_b3ss, drop_scale=None):
         """Images -> the tokens of both branches after the last encoder, [B*N, C] each."""
-        x0_tc, x1_tc = self.embed(x_b3ss)
+        x0_tc, x1_tc = self.embed(x_b3ss, drop_scale)
         for encoder in self.blocks:
             x0_tc, x1_tc = encoder(x0_tc, x1_tc, drop_scale)
         return x0_tc, x1_tc
@@ -128,15 +125,16 @@ class CrossViT(nn.Cell):
         patches_bcp = ops.transpose(patches_bpc, (0, 2, 1))
         return cls_bc, patches_bcp.reshape(-1, self.dims[i], self.sides[i], self.sides[i])
 
-    def embed(self, x_b3ss):
+    def embed(self, x_b3ss, drop_scale=None):
         """Images -> the tokens of both branches, [B*N, C] each."""
         if x_b3ss.shape[2] != self.input_size or x_b3ss.shape[3] != self.input_size:
             raise ValueError(f"this model takes images of {self.input_size} pixels, not {x_b3ss.shape}")
-        return self._embed(x_b3ss, 0), self._embed(x_b3ss, 1)
+        return self._embed(x_b3ss, 0, drop_scale), self._embed(x_b3ss, 1, drop_scale)
 
-    def _embed(self, x_b3ss, i):
-        dim = self.dims[i]
-        x_bnc = self.patch_embed[i](self.resize[i](x_b3ss)).reshape(-1, self.patches[i], dim)
+    def _embed(self, x_b3ss, i, drop_scale):
+        dim, image = self.dims[i], self.resize[i](x_b3ss)
+        x_tc = self.patch_embed[i](image, drop_scale) if self.random_embed else self.patch_embed[i](image)
+        x_bnc = x_tc.reshape(-1, self.patches[i], dim)
         if self.half_in:
             x_bnc = x_bnc.astype(ms.float32)
         if self.has_cls:
@@ -175,6 +173,13 @@ class _OneHead(nn.Cell):
 def create(config: CrossViTConfig, op: Ops, num_classes: int, drop_path_rate: float, seed: int) -> CrossViT:
     """See Family."""
     return CrossViT(config, op, num_classes, drop_path_rate, seed)
+
+
+def _patch_embed(config: CrossViTConfig, i: int, op: Ops, drops: DropPathSchedule) -> nn.Cell:
+    patch, dim = config.patch_size[i], config.embed_dim[i]
+    if config.hybrid_backbone:
+        return T2T(config.hybrid_backbone, config.img_size[i], patch, dim, op, drops)
+    return PatchEmbed(patch, dim, config.multi_conv, op, NUMERICS[config.numerics].stem_bias)
 
 
 def _resize(kind: str, size: int, new_size: int) -> nn.Cell:

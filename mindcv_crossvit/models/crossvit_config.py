@@ -19,6 +19,13 @@ STEM_PATCHES = (12, 16)
 FUSIONS = ("none", "all_attention", "class_token", "pairwise", "cross_attention")
 """How the branches exchange what they know (paper, figure 3 and section 3.2), see models/fusion.py."""
 
+BACKBONES = ("t2t", "performer")
+"""Token-to-token patch embeddings: with softmax attention, and with its linear approximation, see models/t2t.py."""
+SOFT_SPLITS = {12: ((7, 4, 2), (3, 3, 1), (3, 1, 1)), 16: ((7, 4, 2), (3, 2, 1), (3, 2, 1))}
+"""By patch size, the (window, stride, padding) of the three soft splits of a token-to-token embedding."""
+TOKEN_WIDTH, FEATURES = 64, 32
+"""Width of its tokens, and random features of the performer."""
+
 
 @dataclass(frozen=True)
 class Numerics:
@@ -60,6 +67,7 @@ class CrossViTConfig:
         counts blocks of that one, and is 0 for the others.
     cls_token: False is the paper's variant without class tokens, for cross_attention: the mean of a branch's patches
         reads the other branch and is added to each of them; the heads read the mean, too.
+    hybrid_backbone: None for convolutions, or one of BACKBONES for both branches, for patches of 12 and 16 pixels.
     identity_projs: projections between branches of equal width are left out, as the parameters of the paper's row B
         say; the official code as published always builds them.
     """
@@ -76,6 +84,7 @@ class CrossViTConfig:
     fusion: str = "cross_attention"
     cls_token: bool = True
     identity_projs: bool = False
+    hybrid_backbone: str | None = None
 
     def __post_init__(self) -> None:
         problems = [*self._shape_problems()] or [*self._value_problems()]
@@ -101,9 +110,13 @@ class CrossViTConfig:
             near = difflib.get_close_matches(str(self.fusion), FUSIONS, 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             yield f"fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}{hint}"
+        if self.hybrid_backbone not in (None, *BACKBONES):
+            yield f"hybrid_backbone must be {' or '.join(BACKBONES)} or null, not {self.hybrid_backbone!r}"
 
     def _value_problems(self):
         yield from self._fusion_problems()
+        if self.hybrid_backbone and self.multi_conv:
+            yield f"multi_conv and hybrid_backbone {self.hybrid_backbone} are two patch embeddings; choose one"
         for i, branch in enumerate(BRANCHES):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
             if img % patch:
@@ -120,6 +133,8 @@ class CrossViTConfig:
                 )
             if self.multi_conv and patch not in STEM_PATCHES:
                 yield f"multi_conv is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
+            if self.hybrid_backbone and patch not in STEM_PATCHES:
+                yield f"hybrid_backbone is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
             if self.multi_conv and dim % 4:
                 yield f"multi_conv needs an embed_dim divisible by 4, not {dim} ({branch} branch)"
 
@@ -223,6 +238,15 @@ def sized(config: CrossViTConfig, pixels: int) -> Pair:
     return max(round(pixels / small), 1) * small, max(round(pixels * ratio / large), 1) * large
 
 
+def soft_split_sides(pixels: int, patch: int) -> tuple[int, int, int]:
+    """Windows per side after each soft split of a square of so many pixels, a multiple of the patch."""
+    sides, side = [], pixels
+    for kernel, stride, pad in SOFT_SPLITS[patch]:
+        side = (side + 2 * pad - kernel) // stride + 1
+        sides.append(side)
+    return sides[0], sides[1], sides[2]
+
+
 def size_of(config: CrossViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
     """What the names and shapes of weights tell of their model, where it differs: fusion, tokens and picture size.
 
@@ -230,6 +254,7 @@ def size_of(config: CrossViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> di
     the two, class_token is told.
     """
     told: dict[str, Any] = {"cls_token": "cls_token.0" in shapes, "fusion": _fusion_of(shapes)}
+    told["hybrid_backbone"] = next((kind for mark, kind in _EMBEDDINGS.items() if mark in shapes), None)
     sizes = []
     for i in range(2):
         shape = shapes.get(f"pos_embed.{i}", ())
@@ -247,4 +272,5 @@ def _fusion_of(names: Iterable[str]) -> str:
     return next((fusion for mark, fusion in _MARKS.items() if mark in found), "none")
 
 
+_EMBEDDINGS = {"patch_embed.0.attention1.attn.qkv.weight": "t2t", "patch_embed.0.attention1.w": "performer"}
 _MARKS = {".fusion.attn.": "all_attention", ".fusion.0.": "cross_attention", ".projs.0.": "class_token"}

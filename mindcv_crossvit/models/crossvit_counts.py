@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .crossvit_config import CrossViTConfig
+from .crossvit_config import FEATURES, TOKEN_WIDTH, CrossViTConfig, soft_split_sides
 
 
 def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
@@ -21,6 +21,8 @@ def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
 
 
 def _embed_macs(config: CrossViTConfig, branch: int) -> int:
+    if config.hybrid_backbone:
+        return _token_to_token_macs(config, branch)
     dim, patch = config.embed_dim[branch], config.patch_size[branch]
     grid = config.img_size[branch] // patch
     if not config.multi_conv:
@@ -31,6 +33,20 @@ def _embed_macs(config: CrossViTConfig, branch: int) -> int:
     middle = middle_grid**2 * (dim // 2) * 9 * (dim // 4)
     first = (middle_grid * stride) ** 2 * (dim // 4) * 3 * 49
     return first + middle + last
+
+
+def _token_to_token_macs(config: CrossViTConfig, branch: int) -> int:
+    width, patch = TOKEN_WIDTH, config.patch_size[branch]
+    sides = soft_split_sides(config.img_size[branch], patch)
+    total = sides[2] ** 2 * 9 * width * config.embed_dim[branch]
+    for side, in_dim in zip(sides, (49 * 3, 9 * width), strict=False):
+        n = side**2
+        total += n * 3 * width * (in_dim + width)  # q, k, v; proj and the MLP
+        if config.hybrid_backbone == "t2t":
+            total += 2 * n * n * width
+        else:
+            total += n * FEATURES * (2 * width + 1 + 2 * width)  # features, their sum, products with the values
+    return total
 
 
 def _block_macs(config: CrossViTConfig, branch: int) -> int:
@@ -71,12 +87,25 @@ def saved_activations(config: CrossViTConfig) -> int:
     probabilities (heads x tokens) and output (C), the residual stream (2 C), and the hidden layer before and after
     its GELU. What a backend keeps besides, and its work space, come on top.
     """
-    total = 0
+    total = sum(_saved_by_embedding(config, i) for i in range(2))
     for triple in config.depth:
         for i in range(2):
             n, c = config.tokens[i], config.embed_dim[i]
             total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
         total += _saved_by_fusion(config)
+    return total
+
+
+def _saved_by_embedding(config: CrossViTConfig, branch: int) -> int:
+    """Of a token-to-token embedding: windows and their norms, q, k, v, attention, two layers of the MLP."""
+    if not config.hybrid_backbone:
+        return 0
+    sides = soft_split_sides(config.img_size[branch], config.patch_size[branch])
+    total = sides[2] ** 2 * 9 * TOKEN_WIDTH
+    for side, in_dim in zip(sides, (49 * 3, 9 * TOKEN_WIDTH), strict=False):
+        n = side**2
+        mixing = n if config.hybrid_backbone == "t2t" else 4 * FEATURES
+        total += n * (2 * in_dim + 10 * TOKEN_WIDTH + mixing)
     return total
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .crossvit_config import NUMERICS, CrossViTConfig
+from .crossvit_config import FEATURES, NUMERICS, TOKEN_WIDTH, CrossViTConfig
 from .family import Shapes
 
 
@@ -22,6 +22,8 @@ def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:
 
 
 def _patch_embed(config: CrossViTConfig, branch: int) -> Shapes:
+    if config.hybrid_backbone:
+        return _token_to_token(f"patch_embed.{branch}", config.hybrid_backbone, config.embed_dim[branch])
     name, dim, patch = f"patch_embed.{branch}.proj", config.embed_dim[branch], config.patch_size[branch]
     if not config.multi_conv:
         return {f"{name}.weight": (dim, 3, patch, patch), f"{name}.bias": (dim,)}
@@ -30,6 +32,22 @@ def _patch_embed(config: CrossViTConfig, branch: int) -> Shapes:
         found[f"{name}.{2 * k}.weight"] = (outer, inner, kernel, kernel)
         if NUMERICS[config.numerics].stem_bias:  # MindCV's stem has no biases
             found[f"{name}.{2 * k}.bias"] = (outer,)
+    return found
+
+
+def _token_to_token(name: str, kind: str, dim: int) -> Shapes:
+    width = TOKEN_WIDTH
+    found = _linear(f"{name}.project", 9 * width, dim)
+    for layer, in_dim in ((f"{name}.attention1", 49 * 3), (f"{name}.attention2", 9 * width)):
+        found |= _norm(f"{layer}.norm1", in_dim) | _norm(f"{layer}.norm2", width)
+        if kind == "t2t":
+            found |= _linear(f"{layer}.attn.qkv", in_dim, 3 * width, bias=False)
+            found |= _linear(f"{layer}.attn.proj", width, width)
+        else:
+            found |= {f"{layer}.w": (FEATURES, width)} | _linear(f"{layer}.kqv", in_dim, 3 * width)
+            found |= _linear(f"{layer}.proj", width, width)
+        for part in ("fc1", "fc2") if kind == "t2t" else ("0", "2"):
+            found |= _linear(f"{layer}.mlp.{part}", width, width)
     return found
 
 
