@@ -17,7 +17,7 @@ import numpy as np
 
 from ..models.crossvit_config import NUMERICS, CrossViTConfig
 from ..models.interpolation import MATRICES
-from .graph import Graph
+from .layers import Layers
 from .t2t_onnx import token_to_token
 
 INPUT, OUTPUT = "images", "logits"
@@ -30,18 +30,15 @@ def onnx_model(config: CrossViTConfig, tensors: Mapping[str, np.ndarray], batch:
     tensors: float32, by official name.
     """
     size, classes = config.img_size[0], len(tensors["head.0.bias"])
-    writer = Writer(config, tensors, batch)
+    writer = _Writer(config, tensors, batch)
     writer.write()
     return writer.graph.model("crossvit", {INPUT: (batch, 3, size, size)}, {OUTPUT: (batch, classes)})
 
 
-class Writer:
-    """One graph; `linear` and `norm` are for other files' parts of it, too."""
-
+class _Writer(Layers):
     def __init__(self, config: CrossViTConfig, tensors: Mapping[str, np.ndarray], batch: int):
-        self.config, self.tensors, self.batch = config, tensors, batch
-        self.numerics = NUMERICS[config.numerics]
-        self.graph = Graph()
+        super().__init__(tensors, batch)
+        self.config, self.numerics = config, NUMERICS[config.numerics]
 
     def write(self) -> None:
         """Adds all nodes."""
@@ -56,7 +53,7 @@ class Writer:
         graph, dim, size = self.graph, self.config.embed_dim[i], self.config.img_size[i]
         x = self._resize(size)
         if self.config.hybrid_backbone:
-            x = token_to_token(self, i, x)
+            x = token_to_token(self, self.config, i, x)
         else:
             x = graph.reshape(self._convolutions(i, x), self.batch, dim, self.config.patches[i])
             x = graph.add("Transpose", x, perm=[0, 2, 1])
@@ -79,15 +76,11 @@ class Writer:
     def _convolutions(self, i: int, x: str) -> str:
         patch, name = self.config.patch_size[i], f"patch_embed.{i}.proj"
         if not self.config.multi_conv:
-            return self._conv(name, x, patch, 0)
+            return self.conv(name, x, patch, 0)
         steps = ((4, 3), (3, 0), (1, 1)) if patch == 12 else ((4, 3), (2, 1), (2, 1))
         for k, (stride, pad) in enumerate(steps):
-            x = self._conv(f"{name}.{2 * k}", self.graph.add("Relu", x) if k else x, stride, pad)
+            x = self.conv(f"{name}.{2 * k}", self.graph.add("Relu", x) if k else x, stride, pad)
         return x
-
-    def _conv(self, name: str, x: str, stride: int, pad: int) -> str:
-        given = [self._tensor(f"{name}.{part}") for part in ("weight", "bias") if f"{name}.{part}" in self.tensors]
-        return self.graph.add("Conv", x, *given, strides=[stride] * 2, pads=[pad] * 4)
 
     def _encoder(self, k: int, tokens: list[str]) -> list[str]:
         """The tokens of both branches after encoder k; after the last one, their class tokens [B, 1, C] only."""
@@ -193,30 +186,8 @@ class Writer:
         return (self.config.embed_dim[i] // self.config.num_heads[i]) ** -0.5
 
     def _attend(self, i: int, q: str, k: str, v: str, queries: int, keys: int) -> str:
-        """softmax(q k^T) v of [B, queries, C] on [B, keys, C]; the scale is in q already."""
-        graph, heads, dim = self.graph, self.config.num_heads[i], self.config.embed_dim[i]
-
-        def by_head(x: str, count: int, perm: list[int]) -> str:
-            return graph.add("Transpose", graph.reshape(x, self.batch, count, heads, dim // heads), perm=perm)
-
-        q_bhmd, v_bhnd = by_head(q, queries, [0, 2, 1, 3]), by_head(v, keys, [0, 2, 1, 3])
-        scores = graph.add("MatMul", q_bhmd, by_head(k, keys, [0, 2, 3, 1]))
-        out = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v_bhnd)
-        return graph.reshape(graph.add("Transpose", out, perm=[0, 2, 1, 3]), self.batch, queries, dim)
-
-    def linear(self, name: str, x: str, factors: np.ndarray | None = None) -> str:
-        """x W^T + b; factors: [O], by which the outputs are multiplied."""
-        weight = self.tensors[f"{name}.weight"].T
-        bias = self.tensors.get(f"{name}.bias")
-        if factors is not None:
-            weight, bias = weight * factors, None if bias is None else bias * factors
-        y = self.graph.add("MatMul", x, self.graph.constant(f"{name}.weight", weight))
-        return y if bias is None else self.graph.add("Add", y, self.graph.constant(f"{name}.bias", bias))
-
-    def norm(self, name: str, x: str, eps: float) -> str:
-        """LayerNorm over the last axis."""
-        weight, bias = self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
-        return self.graph.add("LayerNormalization", x, weight, bias, axis=-1, epsilon=eps)
+        dim, heads = self.config.embed_dim[i], self.config.num_heads[i]
+        return self.attend(q, k, v, self.batch, queries, keys, dim, heads)
 
     def _head(self, i: int, token: str) -> str:
         x = self.norm(f"norm.{i}", token, _OUTER_EPS)
@@ -225,6 +196,3 @@ class Writer:
         x = self.graph.reshape(x, self.batch, self.config.embed_dim[i])
         classes = len(self.tensors[f"head.{i}.bias"])
         return self.linear(f"head.{i}", x, np.full(classes, 0.5, np.float32))
-
-    def _tensor(self, name: str) -> str:
-        return self.graph.constant(name, self.tensors[name])

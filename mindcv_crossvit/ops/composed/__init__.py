@@ -9,7 +9,7 @@ from .. import Ops
 from ..standard import ClassAttention  # between half-precision products only
 from .attention import Attention, NormClassAttention
 from .conv import Conv2d, ToTokens
-from .linear import LayerNorm, Linear, NormLinear
+from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
 
 COMPOSED = Ops(
@@ -22,6 +22,7 @@ COMPOSED = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    ScalePictures,
     Conv2d,
     ToTokens,
 )
