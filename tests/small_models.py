@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 from reference import reference
+from running import TINY
 
 from mindcv_crossvit import create_model
 from mindcv_crossvit.models import golden as rules
@@ -57,3 +61,14 @@ def assert_is_pytorchs(case: str, ops_name: str, training: bool = True) -> None:
         wanted = expected["gradients"][parameter.name]
         found = summary(parameter.name, values)
         np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5 * max(wanted[0], 5e-3), err_msg=parameter.name)
+
+
+def trained(folder: Path, changes: list[str], monkeypatch) -> Path:
+    """The folder of a run of two updates of tests/tiny.yaml, changed, through train.py in this process."""
+    import train
+
+    short = ["schedule.epochs=1", "schedule.warmup_epochs=0", "batch.global_batch=128", 'data.classes=["0","1"]']
+    words = [word for change in (*short, "data.workers=0", "run.ops=standard", *changes) for word in ("--set", change)]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(TINY), "--output", str(folder), *words])
+    assert train.main() == 0
+    return folder

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
-from small_models import CASES, assert_is_pytorchs
+from running import metrics
+from small_models import CASES, assert_is_pytorchs, built, trained
 
+from mindcv_crossvit.errors import UserError
+from mindcv_crossvit.inference import check_request
+from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.catalog import macs
 from mindcv_crossvit.models.crossvit_config import FUSIONS, VARIANTS, CrossViTConfig
 from mindcv_crossvit.models.shapes import parameter_shapes
+from mindcv_crossvit.training.checkpoint import Checkpoint, read_checkpoint
+from mindcv_crossvit.weights.fit import fit, resize_positions
+from mindcv_crossvit.weights.read import Weights
+from mindcv_crossvit.weights.variant import find_variant
 
 SMALL = VARIANTS["crossvit_small"]
 FUSION_CASES = [name for name in CASES if "hybrid_backbone" not in CASES[name]["config"]]
@@ -45,7 +55,7 @@ def test_without_class_tokens_two_tokens_and_their_positions_are_missing():
     assert count(SMALL) - count(SMALL.with_overrides({"cls_token": False})) == 2 * (192 + 384)
 
 
-QUICK = {"composed": set(FUSION_CASES) - {"cross_attention"}, "standard": {"all_attention", "pairwise"}}
+QUICK = {"composed": {"all_attention", "pairwise"}, "standard": {"class_token", "no class token"}}
 
 
 @pytest.mark.usefixtures("graph_mode")
@@ -83,3 +93,84 @@ def test_the_depth_triples_last_number_names_the_keys(stacked, names):
 def test_impossible_choices_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         SMALL.with_overrides(overrides)
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize(
+    "choice",
+    [
+        pytest.param("fusion=all_attention", marks=pytest.mark.slow),
+        pytest.param("fusion=class_token", marks=pytest.mark.slow),
+        pytest.param("fusion=none", marks=pytest.mark.slow),
+        pytest.param("cls_token=false", marks=pytest.mark.slow),
+        "fusion=pairwise",
+    ],
+)
+def test_a_fusion_is_trained_by_the_recipe(choice, tmp_path, monkeypatch):
+    run = trained(tmp_path / "run", [f"model.{choice}", "model.depth=[[1,1,0],[1,1,0]]"], monkeypatch)
+    assert all(math.isfinite(line["loss"]) for line in metrics(run) if "loss" in line)
+    key, _, value = choice.partition("=")
+    assert str(read_checkpoint(run / "last.safetensors").meta["model"][key]).lower() == value
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_without_class_tokens_features_are_what_the_heads_read():
+    from mindspore import Tensor
+
+    model = built({**CASES["no class token"]["config"], "depth": ((1, 1, 0),)}, "standard")
+    model.set_train(False)
+    images = Tensor(rules.picture((2, 3, 36, 36)))
+    (read0, read1), (grid0, grid1) = model.features(images)
+    assert grid0.shape == (2, 24, 9, 9) and grid1.shape == (2, 48, 4, 4)
+    np.testing.assert_allclose(grid1.asnumpy().mean((2, 3)), read1.asnumpy(), rtol=0, atol=1e-6)
+    weight, bias = model.head[0].weight.asnumpy(), model.head[0].bias.asnumpy()
+    expected = read0.asnumpy() @ weight.T + bias
+    np.testing.assert_allclose(model.of_branch("small")(images).asnumpy(), expected, rtol=0, atol=1e-5)
+
+
+def weights_of(config: CrossViTConfig) -> Weights:
+    tensors = {name: np.broadcast_to(np.float32(0), shape) for name, shape in parameter_shapes(config).items()}
+    return Weights(Path("w.pth"), "official", "official", tensors)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"fusion": "none"},
+        {"fusion": "all_attention"},
+        {"cls_token": False},
+        {"cls_token": False, "img_size": (96, 64)},
+        {"hybrid_backbone": "t2t"},
+        {"hybrid_backbone": "performer", "fusion": "none"},
+    ],
+    ids=str,
+)
+def test_weights_tell_their_fusion_and_embedding(overrides):
+    found = find_variant(weights_of(VARIANTS["crossvit_9"].with_overrides(overrides)))
+    assert (found.name, found.overrides) == ("crossvit_9", overrides)
+
+
+@pytest.mark.parametrize("fusion", ["class_token", "pairwise"])
+def test_weights_of_two_fusions_that_look_alike_are_refused(fusion):
+    with pytest.raises(UserError, match="fusion class_token or pairwise, which look the same"):
+        find_variant(weights_of(VARIANTS["crossvit_9"].with_overrides({"fusion": fusion})))
+
+
+def test_positions_without_a_class_token_are_resized_in_the_same_way():
+    with_token = rules.u("pos", (1, 26, 3)).astype(np.float32)
+    resized = resize_positions(with_token[:, 1:], 16)
+    np.testing.assert_array_equal(resized, resize_positions(with_token, 17)[:, 1:])
+    weights = Weights(Path("w.pth"), "official", "official", {"pos_embed.0": with_token})
+    with pytest.raises(UserError, match=r"nothing in it fits"):  # a grid with a class token for one without
+        fit(weights, {"pos_embed.0": (1, 16, 3)})
+
+
+def test_attention_is_refused_where_no_class_token_reads_the_other_branch():
+    from mindcv_crossvit.models.attention_maps import AttentionReader
+
+    for overrides in ({"fusion": "all_attention"}, {"cls_token": False}):
+        meta = {"class_names": ["a", "b"], "model": {"name": "crossvit_9", **overrides}}
+        with pytest.raises(UserError, match="--attention: this crossvit_9 has no class tokens that read"):
+            check_request(Checkpoint(Path("x"), {}, meta), None, "model", attention=True)
+    with pytest.raises(ValueError, match="fusion cross_attention"):
+        AttentionReader(built(CASES["none"]["config"], "standard"))
