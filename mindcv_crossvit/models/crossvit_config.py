@@ -17,8 +17,7 @@ BRANCHES = ("small", "large")
 STEM_PATCHES = (12, 16)
 """Patch sizes for which the three-convolution stem and the token-to-token embeddings are defined."""
 FUSIONS = ("none", "all_attention", "class_token", "pairwise", "cross_attention")
-"""How the branches exchange what they know (paper, figure 3 and section 3.2), see models/fusion.py."""
-
+"""How the branches exchange what they know, see models/fusion.py."""
 BACKBONES = ("t2t", "performer")
 """Token-to-token patch embeddings: with softmax attention, and with its linear approximation, see models/t2t.py."""
 SOFT_SPLITS = {12: ((7, 4, 2), (3, 3, 1), (3, 1, 1)), 16: ((7, 4, 2), (3, 2, 1), (3, 2, 1))}

@@ -3,7 +3,7 @@
 B batch, i branch and j the other, P patches, N = P + class token, T = B*N, C width of a branch, D width of the large
 branch. f_i and g_i stand for LayerNorm, GELU, Linear: to the common width and back, `projs.i` and `revert_projs.i`.
 
-The paper (section 3.2, equations 2 to 5) names the fusions and leaves details open, and only cross-attention has
+The paper describes the fusions and leaves details open (which projections, which widths), and only cross-attention has
 official code. The others are read so that the paper's parameters and FLOPs come out (all within its digits, but
 all-attention's parameters: 26.9 M here, 27.7 M there): the common width is D, and where only class tokens and patches
 are added up, the large branch needs no projections.
@@ -53,7 +53,7 @@ class MultiScaleBlock(nn.Cell):
         return Block(dim, heads, hidden, config.tokens[i], op, drops, rate, config.qkv_bias, self.eps)
 
     def _project(self, in_dim: int, out_dim: int, op: Ops) -> nn.Cell:
-        """LayerNorm, GELU, Linear, in that order (paper eq. 3, f and g)."""
+        """LayerNorm, GELU, Linear, in that order: f or g."""
         if in_dim == out_dim and self.same_width_identity:
             return nn.Identity()
         return nn.SequentialCell(LayerNorm(in_dim, op), op.gelu(), Linear(in_dim, out_dim, op))
@@ -127,7 +127,7 @@ class CrossAttentionEncoder(MultiScaleBlock):
 class AllAttentionEncoder(MultiScaleBlock):
     """All tokens of both branches attend to all: z = g(o), o = y + attention(LayerNorm(y)), y = [f_0(x_0), f_1(x_1)].
 
-    Width D with the large branch's heads; both branches have f and g, no MLP follows (eq. 2).
+    Width D with the large branch's heads; both branches have f and g, no MLP follows.
     """
 
     def __init__(self, config, triple, op, drops, rates):
@@ -150,7 +150,7 @@ class AllAttentionEncoder(MultiScaleBlock):
 
 
 class ClassTokenEncoder(MultiScaleBlock):
-    """The class tokens are added, s = f_0(cls_0) + cls_1: z_0 = [g_0(s), patches_0], z_1 = [s, patches_1] (eq. 3)."""
+    """The class tokens are added, s = f_0(cls_0) + cls_1: z_0 = [g_0(s), patches_0], z_1 = [s, patches_1]."""
 
     def __init__(self, config, triple, op, drops, rates):
         super().__init__(config, triple, op, drops, rates)
