@@ -78,7 +78,7 @@ def model_from_checkpoint(
 ) -> nn.Cell:
     """The trained model, in evaluation mode.
 
-    ops: `auto` (by device), `standard` or `composed`. part: `model` for the weights, `ema` for their moving average.
+    ops: `auto` (by device), `standard`, `composed` or `native`. part: `model`, or `ema` for the moving average.
     precision: O0 to O3, None for what it was trained in.
     Raises UserError when the checkpoint's tensors do not fit its own description, or MindCV has no such model.
     """

@@ -28,7 +28,7 @@ def create_model(
 
     name: one of list_models(), the official or timm's spelling, or `mindcv/NAME` for a model of MindCV's zoo.
     drop_path_rate: stochastic depth, 0 to 1 (exclusive).
-    ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
+    ops: `auto` (by device), `standard`, `composed` or `native`, see mindcv_crossvit.ops.
     precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
     overrides: arguments of the family's official constructor, see CrossViTConfig for CrossViT's. For a MindCV model
         they are passed on to it.

@@ -2,6 +2,7 @@
 
     standard   MindSpore's own fused operators: the Ascend path, and the reference
     composed   compositions of fast MindSpore CPU operators with gradients of their own
+    native     C++ kernels for the CPU, compiled on first use where there is a compiler; float32 only
 
 The built-in CPU kernels behind `standard` are correct where it uses them and slow; `composed` gives the same values to
 float32 rounding. Tokens stay two-dimensional, [B*N, C], through a whole block: both backends multiply those fastest.
@@ -14,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
 
-NAMES = ("standard", "composed")
+NAMES = ("standard", "composed", "native")
 PRECISIONS = ("O0", "O1", "O2", "O3")
 
 
@@ -89,20 +90,33 @@ class Ops:
 def choose(name: str = "auto", device: str | None = None, precision: str = "O0") -> Ops:
     """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
 
-    Raises ValueError for an unknown name or precision.
+    Raises ValueError for an unknown name or precision, and for native operators in half precision; UserError where
+    these cannot be compiled.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}; known are {', '.join(PRECISIONS)}")
-    if name == "auto":
+    if device is None:
         from ..runtime import device_target
 
-        name = "composed" if (device or device_target()) == "CPU" else "standard"
+        device = device_target()
+    if name == "auto":
+        name = "composed" if device == "CPU" else "standard"
     if name not in NAMES:
         raise ValueError(f"unknown ops {name!r}; known are auto, {', '.join(NAMES)}")
     if name == "composed":
         from .composed import COMPOSED
 
         return replace(COMPOSED, precision=precision)
+    if name == "native":
+        if precision != "O0":
+            raise ValueError(f"native operators are float32 only: precision O0, not {precision}; or use composed")
+        from .native import NATIVE
+
+        return NATIVE
     from .standard import STANDARD
 
+    if device == "Ascend" and precision in ("O2", "O3"):  # queries are half precision: see flash.takes
+        from .flash import FlashAttention
+
+        return replace(STANDARD, attention=FlashAttention, precision=precision)
     return replace(STANDARD, precision=precision)

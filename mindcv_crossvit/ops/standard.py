@@ -71,6 +71,10 @@ class Attention(nn.Cell):
         self.tokens, self.heads = tokens, heads
 
     def construct(self, qkv_t3c):
+        return self.plain(qkv_t3c)
+
+    def plain(self, qkv_t3c):
+        """By products and a softmax, at any precision and head width."""
         width = qkv_t3c.shape[1] // 3
         head_dim = width // self.heads
         qkv = ops.transpose(qkv_t3c.reshape(-1, self.tokens, 3, self.heads, head_dim), (2, 0, 3, 1, 4))
