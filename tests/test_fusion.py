@@ -55,7 +55,11 @@ def test_without_class_tokens_two_tokens_and_their_positions_are_missing():
     assert count(SMALL) - count(SMALL.with_overrides({"cls_token": False})) == 2 * (192 + 384)
 
 
-QUICK = {"composed": {"all_attention", "pairwise"}, "standard": {"class_token", "no class token"}}
+QUICK = {
+    "composed": {"all_attention", "pairwise"},
+    "standard": {"class_token", "no class token"},
+    "native": {"cross_attention", "equal widths"},
+}
 
 
 @pytest.mark.usefixtures("graph_mode")

@@ -127,7 +127,9 @@ def test_dropout_follows_its_coins():
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize("case, ops", [("t2t", "standard"), ("performer", "composed")])
+@pytest.mark.parametrize(
+    "case, ops", [("t2t", "standard"), ("performer", "composed"), ("t2t", "native"), ("performer", "native")]
+)
 def test_the_other_implementations_too(case, ops):
     assert_is_pytorchs(case, ops, training=False)
 
