@@ -23,6 +23,7 @@ from mindcv_crossvit.errors import UserError, run_main
 from mindcv_crossvit.models.catalog import macs, parameter_shapes
 from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import departures, load_recipe, read_yaml
+from mindcv_crossvit.report import read_metrics
 
 BRANCHES = ("large", "small")
 BRANCH_SCORES = "branches.json"
@@ -49,8 +50,8 @@ greatest. One picture is {picture:.2f} points. Large, small: by that branch's he
 
 {counts}
 
-Counted here for {own_base}, beside the paper's figures. The paper's parameters leave out the position embeddings in
-some rows; docs/RESULTS.md has the details.
+Counted here for {own_base}, beside the paper's figures, some of which leave out the
+position embeddings; [RESULTS.md](RESULTS.md) has the details.
 
 ## Commands
 
@@ -194,18 +195,19 @@ def counts_table(base: str, rows: list[Row]) -> str:
 
 
 def findings(found: dict[str, list[dict[str, float]]], rows: list[Row]) -> str:
-    """Both orders, and how far the rows lie apart beside how far the seeds do."""
-    means = {row.name: statistics.mean(s["both"] for s in found[row.name]) for row in rows}
-    ours = sorted(means, key=lambda name: -means[name])
+    """Both orders, and which rows the seeds tell apart."""
+    both = {row.name: [s["both"] for s in found[row.name]] for row in rows}
+    ours = sorted(both, key=lambda name: -statistics.mean(both[name]))
     theirs = sorted((r for r in rows if "top1" in r.paper), key=lambda r: -float(r.paper["top1"]))
-    apart = max(means.values()) - min(means.values())
-    seeds = max(max(s["both"] for s in of_row) - min(s["both"] for s in of_row) for of_row in found.values())
-    text = f"By the mean, here: {', '.join(f'{n} {means[n]:.2f}' for n in ours)}.\n"
-    text += f"In the paper: {', '.join(f'{row.name} {row.paper[PAPER[0]]}' for row in theirs)}.\n"
-    text += f"The means of the best and the last row here are {apart:.2f} points apart"
-    if min(len(of_row) for of_row in found.values()) > 1:
-        text += f"; the seeds of one row are up to {seeds:.2f} apart"
-    return text + "."
+    lines = [f"By the mean, here: {', '.join(f'{n} {statistics.mean(both[n]):.2f}' for n in ours)}."]
+    lines += [f"In the paper: {', '.join(f'{row.name} {row.paper[PAPER[0]]}' for row in theirs)}."]
+    if min(map(len, both.values())) > 1:
+        apart = [f"{a} above {b}" for a in ours for b in ours if min(both[a]) > max(both[b])]
+        told = f"so for {', '.join(apart)}" if apart else "for no two rows"
+        lines += [
+            f"Every seed of one row lies above every seed of another {told}; other pairs these runs do not tell apart."
+        ]
+    return "\n".join(lines)
 
 
 def page(arguments: argparse.Namespace, base: str, table: dict[str, str], rows: list[Row], runs: list[Run]) -> str:
@@ -214,10 +216,9 @@ def page(arguments: argparse.Namespace, base: str, table: dict[str, str], rows: 
     for run in runs:
         found[run.row.name].append(scores(run))
     manifest = json.loads((runs[0].folder / "manifest.json").read_text(encoding="utf-8"))
-    summaries = [json.loads((run.folder / "summary.json").read_text(encoding="utf-8")) for run in runs]
     images, recipe = manifest["data"]["val"], runs[0].recipe
     usual = load_recipe(ROOT / base).schedule.epochs
-    seconds = statistics.median(summary["seconds"] for summary in summaries)
+    updates = read_metrics(runs[0].folder)[-1]["update"]
     first = [run for run in runs if run.seed == runs[0].seed]
     return PAGE.format(
         table=Path(arguments.table).stem,
@@ -225,10 +226,11 @@ def page(arguments: argparse.Namespace, base: str, table: dict[str, str], rows: 
         command=shlex.join(["python", "scripts/run_ablation.py", *map(str, sys.argv[1:])]),
         base_name=Path(base).stem,
         runs=len(runs),
-        budget=f"Each row is `{base}` with {recipe.schedule.epochs} epochs instead of {usual}, seeds"
-        f" {', '.join(map(str, arguments.seeds))}"
-        + (f" and `{'`, `'.join(arguments.changes)}`" if arguments.changes else "")
-        + f"; {manifest['data']['train']:,} training pictures, median time of a run {seconds:.0f} s.",
+        budget=f"Each row is `{base}` with {recipe.schedule.epochs} epochs"
+        + (f" instead of {usual}" if usual != recipe.schedule.epochs else "")
+        + (f", `{'`, `'.join(arguments.changes)}`" if arguments.changes else "")
+        + f" and the seeds {', '.join(map(str, arguments.seeds))}:\n{manifest['data']['train']:,} training pictures,"
+        f" {updates:,} updates a run.",
         results=results_table(found, rows),
         images=images,
         picture=100 / images,

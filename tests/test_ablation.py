@@ -100,11 +100,13 @@ def test_a_mistake_in_a_row_is_found_before_anything_is_trained(tmp_path):
 def test_seeds_are_summed_up():
     assert run_ablation.spread([98.0, 99.0, 99.5]) == "98.83 (98.00 to 99.50)"
     assert run_ablation.spread([98.0]) == "98.00"
-    rows = [run_ablation.Row(name, (), {"top1": top1}) for name, top1 in (("a", "80.2"), ("b", "81.0"))]
-    found = {"a": [{"both": 99.0}, {"both": 98.0}], "b": [{"both": 97.0}, {"both": 97.5}]}
+    paper = {"a": "80.2", "b": "81.0", "c": "80.0"}
+    rows = [run_ablation.Row(name, (), {"top1": top1}) for name, top1 in paper.items()]
+    scores = {"a": (99.0, 98.0), "b": (97.0, 97.5), "c": (97.25, 98.5)}
+    found = {name: [{"both": value} for value in values] for name, values in scores.items()}
     text = run_ablation.findings(found, rows)
-    assert "a 98.50, b 97.25" in text and "In the paper: b 81.0, a 80.2" in text
-    assert "1.25 points apart; the seeds of one row are up to 1.00 apart" in text
+    assert "a 98.50, c 97.88, b 97.25" in text and "In the paper: b 81.0, a 80.2, c 80.0" in text
+    assert "another so for a above b; these runs" in text
 
 
 def test_the_committed_page_is_of_the_committed_table():
