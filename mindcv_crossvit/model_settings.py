@@ -8,7 +8,7 @@ from typing import Any
 
 from .models import catalog
 from .models.crossformer_config import GROUP_TYPES
-from .models.crossvit_config import NUMERICS
+from .models.crossvit_config import BACKBONES, FUSIONS, NUMERICS
 from .models.family import Config
 from .settings import meaning, setting
 
@@ -77,6 +77,12 @@ class CrossViTModel(Model):
     num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
     mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+    hybrid_backbone: str | None = setting(
+        None, "token-to-token patch embeddings in both branches, with softmax or linear attention", choices=BACKBONES
+    )
+    fusion: str = setting("cross_attention", "how the branches exchange what they know", choices=FUSIONS)
+    cls_token: bool = setting(True, "false: no class tokens, the mean of a branch's patches in their place")
+    identity_projs: bool = setting(False, "no projections between branches of equal width")
     numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
 
 

@@ -48,7 +48,7 @@ class Limits:
         if isinstance(value, tuple):
             return all(self.allows(v) for v in value)
         if self.choices:
-            return value in self.choices
+            return value is None or value in self.choices  # null only gets here where the type allows it
         if not isinstance(value, (int, float)) or isinstance(value, bool):
             return True
         return (

@@ -59,6 +59,7 @@ EARLY = {
     "models.crossvit_config": "settings",
     "models.family": "settings",
     "models.interpolation": "settings",
+    "models.crossvit_counts": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",
     "mindcv_bridge": "models",

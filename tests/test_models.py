@@ -11,7 +11,8 @@ import pytest
 
 from mindcv_crossvit import create_model, list_models
 from mindcv_crossvit.models import golden as rules
-from mindcv_crossvit.models.crossvit_config import VARIANTS, CrossViTConfig, macs
+from mindcv_crossvit.models.catalog import macs
+from mindcv_crossvit.models.crossvit_config import VARIANTS, CrossViTConfig
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = json.loads((DATA / "golden.json").read_text())["rows"]

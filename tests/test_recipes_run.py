@@ -19,7 +19,7 @@ from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 OTHERS = ("deit_", "crossformer")
 QUICK = ("deit_9_dagger_ascend", "crossformerpp_s_ascend")
 SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]

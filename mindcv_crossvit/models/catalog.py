@@ -9,6 +9,7 @@ from typing import Any
 from . import crossformer_config as crossformer
 from . import crossformer_counts
 from . import crossvit_config as crossvit
+from . import crossvit_counts
 from .family import Config, Family, Shapes
 from .shapes import parameter_shapes as crossvit_shapes
 
@@ -20,12 +21,13 @@ FAMILIES = (
         config=crossvit.CrossViTConfig,
         variants=crossvit.VARIANTS,
         parameter_shapes=crossvit_shapes,
-        macs=crossvit.macs,
-        saved_activations=crossvit.saved_activations,
+        macs=crossvit_counts.macs,
+        saved_activations=crossvit_counts.saved_activations,
         sized=crossvit.sized,
         layers=lambda config: len(config.depth),
         size_of=crossvit.size_of,
-        attends=True,
+        attends=lambda config: config.reads_across,
+        branches=crossvit.BRANCHES,
     ),
     Family(
         name="crossformer",
