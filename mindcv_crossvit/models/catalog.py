@@ -7,9 +7,8 @@ import re
 from typing import Any
 
 from . import crossformer_config as crossformer
-from . import crossformer_counts
+from . import crossformer_counts, crossvit_counts
 from . import crossvit_config as crossvit
-from . import crossvit_counts
 from .family import Config, Family, Shapes
 from .shapes import parameter_shapes as crossvit_shapes
 
