@@ -338,7 +338,8 @@ def test_ranks_that_differ_are_told_by_the_parameters_name(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name, batch", [("crossvit_9", 4), ("crossvit_9", 12), ("crossvit_tiny", 4), ("crossvit_tiny", 12)]
+    "name, batch",
+    [("crossvit_9", 4), ("crossvit_9", 12), ("crossvit_tiny", 4), ("crossvit_tiny", 12), ("crossformer_t", 8)],
 )
 def test_the_plans_memory_is_near_the_peak_of_the_process(name, batch, tmp_path):
     photos(tmp_path / "photos", {"a": 20, "b": 20}, size=240)
