@@ -15,7 +15,9 @@ import numpy as np
 
 from .data.images import BadImage
 from .data.sources import Source, Splits
+from .errors import UserError
 from .recipe import Recipe
+from .settings import check_value
 
 UPDATES = 500
 SAMPLE = 64
@@ -31,7 +33,8 @@ def adapt(
     """The recipe without `auto`, and a sentence for each setting that had it.
 
     pretrained: whether the run begins with given weights.
-    begun: the recipe of the run that is gone on with, as plain values; it decided already.
+    begun: the recipe of the run that is gone on with, as plain values; it decided already. Raises UserError when one
+        of them cannot be.
     """
     rules: list[tuple[str, Callable[[Recipe, Splits, bool], tuple[Any, str]]]] = [
         ("model.img_size", _img_size),
@@ -109,8 +112,12 @@ def _steps(recipe: Recipe, data: Splits) -> int:
 
 def _value(values: Mapping[str, Any], key: str) -> Any:
     section, name = key.split(".")
-    value = values.get(section, {}).get(name)
-    return tuple(value) if isinstance(value, list) else value
+    inner = values.get(section)
+    value = inner.get(name) if isinstance(inner, Mapping) else None
+    try:
+        return None if value is None else check_value(Recipe, key, value)
+    except ValueError as error:
+        raise UserError(f"the recipe that the run began with: {error}") from error
 
 
 def _with(recipe: Recipe, key: str, value: Any) -> Recipe:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, user_path
 from .recipe import Recipe
 
 METRICS = "metrics.jsonl"
@@ -26,12 +26,14 @@ def choose_folder(recipe: Recipe, resume: bool) -> Path:
     Raises UserError when a given folder already has a run and it is not resumed, or cannot be written to.
     """
     if recipe.run.output:
-        folder = Path(recipe.run.output).expanduser()
+        folder = user_path(recipe.run.output, "run.output")
+        user_path(str(folder / METRICS), "run.output")
         if (folder / METRICS).exists() and not resume:
             raise UserError(
                 f"run.output: {folder} already has a run; go on with --resume auto, or name another --output"
             )
     else:
+        user_path(str(_numbered(recipe.name, 10**6) / METRICS), "name")
         taken = []
         while _numbered(recipe.name, len(taken)).joinpath(METRICS).exists():
             taken.append(_numbered(recipe.name, len(taken)))

@@ -108,7 +108,8 @@ from mindcv_crossvit.training.checkpoint import CheckpointFolder
 from pathlib import Path
 folder = CheckpointFolder(Path(sys.argv[1]))
 for update in range(1, 100000):
-    folder.save({"model.a": np.full((300, 1000), update, np.float32)}, {"update": update, "model": {}}, True)
+    meta = {"update": update, "model": {"name": "x"}, "class_names": []}
+    folder.save({"model.a": np.full((300, 1000), update, np.float32)}, meta, True)
     print(update, flush=True)
 """
 
