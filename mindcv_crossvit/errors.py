@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,7 @@ DIFFERS = 6
 """Exit code of an export whose file does not give the checkpoint's logits."""
 NOT_SAVED = 7
 """Exit code of a run that ended because a checkpoint could not be written."""
+LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 MOST_NAMED = 40
 """Names a message lists at the most."""
 
@@ -57,6 +59,8 @@ def user_path(text: str, said: str) -> Path:
     try:
         path = Path(text).expanduser()
         path.exists()
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise ValueError(f"a name of more than {LONGEST_NAME} bytes")
         return path
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
         why = error.strerror if isinstance(error, OSError) else error

@@ -68,8 +68,11 @@ class Journal:
         self._live = speaks and sys.stdout.isatty()
         self._begun = time.perf_counter()
         self._owed: dict[str, str] = {}
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.output: {folder} cannot be made: {error.strerror}") from error
 
     @property
     def seconds(self) -> float:
