@@ -33,7 +33,6 @@ def choose_folder(recipe: Recipe, resume: bool) -> Path:
                 f"run.output: {folder} already has a run; go on with --resume auto, or name another --output"
             )
     else:
-        user_path(str(_numbered(recipe.name, 10**6) / METRICS), "name")
         taken = []
         while _numbered(recipe.name, len(taken)).joinpath(METRICS).exists():
             taken.append(_numbered(recipe.name, len(taken)))
@@ -102,7 +101,7 @@ class Journal:
         path, owed = self.folder / name, self._owed.pop(name, "") + text
         size = path.stat().st_size if path.exists() else 0
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(owed)
         except OSError as error:
             self._owed[name] = owed
@@ -114,7 +113,7 @@ class Journal:
     def write(self, name: str, text: str) -> None:
         """A whole file of the run folder."""
         if self.folder is not None:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def forget_after(self, update: int) -> None:
         """Drops the metrics of updates later than `update`: a resumed run records them again."""

@@ -170,8 +170,9 @@ def _contradictions(recipe: Recipe) -> list[str]:
             f"schedule.warmup_epochs: expected at most schedule.epochs ({recipe.schedule.epochs}),"
             f" got {recipe.schedule.warmup_epochs:g}"
         )
-    if recipe.name in ("", ".", "..") or any(c in recipe.name for c in "/\\\0"):
-        found.append(f"name: expected a plain name without slashes, got {recipe.name!r}")
+    name = recipe.name
+    if name in ("", ".", "..") or any(c in name for c in "/\\") or not name.isprintable() or len(name.encode()) > 200:
+        found.append(f"name: expected a plain name without slashes, of at most 200 bytes, got {name!r}")
     return found
 
 

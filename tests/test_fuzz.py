@@ -29,9 +29,9 @@ from mindcv_crossvit.recipe_file import flat, load_recipe, parse_recipe, read_ya
 from mindcv_crossvit.settings import settings_of
 from mindcv_crossvit.training.schedule import lr_at
 
-# The same examples every time; `--hypothesis-seed=random -m slow` looks for others.
+# Quick: the same examples every time. Slow: thousands of others, different ones each time.
 bounded = settings(max_examples=100, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck))
-long = settings(max_examples=5000, deadline=None, suppress_health_check=list(HealthCheck))
+long = settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 
 DIGITS = open_data(Data(source="digits"))
 BASES = [read_yaml(path) for path in [*sorted((ROOT / "configs").glob("*.yaml")), ROOT / "tests" / "tiny.yaml"]]
@@ -67,22 +67,8 @@ def like(value: Any) -> st.SearchStrategy[Any]:
         return st.one_of(st.floats(0, 1), st.floats(0, allow_infinity=False), st.integers(0))
     if isinstance(value, list):
         return st.tuples(*map(like, value)).map(list) if value else st.lists(texts, max_size=3)
-    words = [
-        "folder",
-        "cifar10",
-        "digits",
-        "none",
-        "padded",
-        "sgd",
-        "sqrt",
-        "timm",
-        "epoch",
-        "go_on",
-        "skip",
-        "O2",
-        "CPU",
-    ]
-    return st.one_of(texts, st.sampled_from([*words, "rand-m5-n3-w0", "crossvit_9", "crossvit_15_dagger_384"]))
+    words = "folder cifar10 digits none padded sgd sqrt timm epoch go_on skip O2 CPU rand-m5-n3-w0 crossvit_9_dagger"
+    return st.one_of(texts, st.sampled_from(words.split()))
 
 
 def change_of(key: str) -> st.SearchStrategy[tuple[str, Any]]:
@@ -178,25 +164,16 @@ def check_set(key, text):
     answer(ROOT / "tests" / "tiny.yaml", [f"{key}={text}"])
 
 
-@given(structures)
-@bounded
-def test_any_structure_is_answered(value):
-    check_structure(value)
+ANY = {
+    "structure": (check_structure, [structures]),
+    "text": (check_soup, [soup]),
+    "values in a good recipe": (check_changed, [st.integers(0, len(BASES) - 1), changes]),
+    "change on the command line": (check_set, [st.one_of(st.sampled_from(KEYS), texts), st.one_of(texts, soup)]),
+}
 
 
-@given(soup)
-@bounded
-def test_any_text_is_answered(text):
-    check_soup(text)
-
-
-@given(st.integers(0, len(BASES) - 1), changes)
-@bounded
-def test_a_good_recipe_with_any_values_is_planned_or_answered(base, changed):
-    check_changed(base, changed)
-
-
-@given(st.one_of(st.sampled_from(KEYS), texts), st.one_of(texts, soup))
-@bounded
-def test_any_change_on_the_command_line_is_answered(key, text):
-    check_set(key, text)
+@pytest.mark.parametrize("what", ANY)
+@pytest.mark.parametrize("how", [bounded, pytest.param(long, marks=pytest.mark.slow)], ids=["quick", "slow"])
+def test_anything_is_planned_or_answered(what, how):
+    check, strategies = ANY[what]
+    how(given(*strategies)(check))()

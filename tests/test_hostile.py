@@ -101,7 +101,7 @@ def test_a_checkpoint_whose_description_is_no_description_is_refused(tmp_path):
             read_checkpoint(tmp_path / "x.safetensors")
 
 
-@pytest.mark.parametrize("name", [OUTSIDE, "..", "a/b", "/etc/x", "a\\b", "x\0y", "a" * 300, ""])
+@pytest.mark.parametrize("name", [OUTSIDE, "..", "a/b", "/etc/x", "a\\b", "x\0y", "x\ny", "a" * 300, ""])
 def test_a_run_is_not_called_so_that_it_leaves_its_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(json.dumps({**RECIPE, "name": name}))
