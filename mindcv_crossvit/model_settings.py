@@ -11,6 +11,9 @@ from .models.crossvit_config import BACKBONES, FUSIONS, NUMERICS
 from .models.family import Config
 from .settings import meaning, setting
 
+MANY, SIDE, WIDTH, BLOCKS = 1_000_000, 10_000, 100_000, 1000
+"""More classes, pixels, width and blocks than anybody asks for but by mistake; they would only fail later."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -18,7 +21,7 @@ class Model:
 
     name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
     drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
-    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1)
+    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1, at_most=MANY)
 
     def overrides(self) -> dict[str, Any]:
         """The family's own settings that differ from their defaults: arguments of the official constructor."""
@@ -44,7 +47,7 @@ _COMMON = tuple(f.name for f in fields(Model))
 class MindCVModel(Model):
     """A model of MindCV's zoo, `mindcv/NAME`, as it is."""
 
-    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1)
+    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1, at_most=SIDE)
 
     def overrides(self) -> dict[str, Any]:
         """None: MindCV's constructors have arguments of their own."""
@@ -69,12 +72,13 @@ class CrossViTModel(Model):
         "pixels of the small and the large branch; null: the variant's",
         auto="the variant's, or smaller where the pictures are",
         at_least=1,
+        at_most=SIDE,
     )
-    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1)
-    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1)
-    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0)
-    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
-    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
+    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1, at_most=SIDE)
+    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1, at_most=WIDTH)
+    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0, at_most=BLOCKS)
+    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1, at_most=WIDTH)
+    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0, at_most=BLOCKS)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
     hybrid_backbone: str | None = setting(
         None, "token-to-token patch embeddings in both branches, with softmax or linear attention", choices=BACKBONES

@@ -72,9 +72,7 @@ def compiled(model: str, ops: str) -> str:
 
 def row(name: str, size: Size) -> str:
     """One line of the table."""
-    return (
-        f"| {name} | {size.kernels:,} | {size.kernels - size.optimizer:,} | {size.transposes:,} | {size.moved:,.0f} MB |"
-    )
+    return f"| {name} | {size.kernels:,} | {size.kernels - size.optimizer:,} | {size.transposes:,} | {size.moved:,.0f} MB |"
 
 
 def main() -> None:

@@ -148,6 +148,20 @@ def test_a_run_of_two_ranks_survives_every_kill_and_is_bitwise_the_same(finished
     assert not cut()
 
 
+@pytest.mark.slow
+def test_a_run_whose_rank_raises_before_and_after_joining_is_bitwise_the_same(finished_by_two, cached, tmp_path):
+    folder = tmp_path / "run"
+    command = two_ranks(ROOT / "tests" / "faulty_train.py", "-c", TINY, "--output", folder)
+    env = {**cached, "FAULTS": str(tmp_path)}
+    job = Supervised(tmp_path / "logs", [*command, "--set", "checkpoint.every_updates=2"], env=env)
+    code, said = job.end(300)
+    assert code == 0 and said.count("supervise: runs") == 3, said[-3000:]
+    assert "FAILED: rank 1 ended with code 1: FileNotFoundError: the disk of the pictures is not there (log: " in said
+    assert "FAILED: rank 1 ended with code 1: ValueError: a number that cannot be (log: " in said
+    assert "after update 2" in said.rpartition("supervise: runs")[2]
+    same_run(finished_by_two, folder)
+
+
 def msrun_of(job: Supervised) -> int:
     return int(
         job.people()["rank 0"]["pid"] and Path(f"/proc/{job.people()['rank 0']['pid']}/stat").read_text().split()[3]
