@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -37,27 +38,18 @@ def test_two_thousand_updates_keep_memory_and_files_flat(tmp_path):
                 handles = len(os.listdir(place / "fd"))
             except (OSError, IndexError):
                 continue
-            if name in seen and (said.get("update") or 0) >= 200 and said["phase"] != "saving":
+            if name in seen and 200 <= (said.get("update") or 0) < 2000:
                 seen[name].append((said["update"], resident, handles))
         time.sleep(0.5)
     code, said = job.end()
     assert code == 0, said[-3000:]
     assert [p.stem for p in CheckpointFolder(tmp_path / "run").steps()] == ["step-000002000", "step-000002002"]
+    (tmp_path / "samples.json").write_text(json.dumps(seen))
     for name, samples in seen.items():
         updates, resident, handles = np.array(samples).T
-        print(
-            name,
-            len(samples),
-            "samples",
-            resident.min() * 4096 / 1e6,
-            "to",
-            resident.max() * 4096 / 1e6,
-            "MB;",
-            *set(handles),
-        )
         assert len(samples) > 20 and updates[0] < 400 and updates[-1] > 1900
-        assert resident.max() <= 1.03 * resident.min(), (name, list(zip(updates, resident, strict=True)))
-        assert handles.max() - handles.min() <= 2, (name, samples)  # a log or a checkpoint being written
+        assert resident.max() <= 1.03 * resident.min(), (name, resident.tolist())
+        assert handles.max() <= np.median(handles) + 2, (name, handles.tolist())  # a log, a checkpoint being written
 
 
 HALF = ['data.classes=["0","1"]', "batch.global_batch=2", "batch.largest_per_device=1", "mix.mixup=0", "mix.cutmix=0"]

@@ -18,8 +18,10 @@ from supervised import Supervised, slow_disk
 from mindcv_crossvit import cli
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.job import read_job
-from mindcv_crossvit.process import status
+from mindcv_crossvit.presence import Presence
+from mindcv_crossvit.process import Status, status
 from mindcv_crossvit.training.checkpoint import read_checkpoint
+from mindcv_crossvit.verdict import Limits, Scene, judge, waiting
 
 FAULTY = ROOT / "tests" / "faulty_rank.py"
 ALONE = [sys.executable, str(FAULTY)]
@@ -108,6 +110,33 @@ def test_ranks_of_a_machine_are_read_from_the_command():
     ):
         with pytest.raises(UserError, match=expected):
             read_job(wrong)
+
+
+def scene(seconds: float, **phases: str) -> Scene:
+    """Two ranks that began their phases so many seconds ago."""
+    people = {f"rank {k}": Presence(f"rank {k}", k + 1, phase, 0.0, 3) for k, phase in enumerate(phases.values())}
+    statuses = {name: Status("", False) for name in people}
+    return Scene(("rank 0", "rank 1"), people, statuses, True, None, 0.0, seconds)
+
+
+def test_compiling_is_told_apart_from_hanging_and_from_not_joining():
+    limits = Limits(start=20, compile=1000, hang=30)
+    assert judge(scene(500, a="compiling", b="compiling"), limits) is None
+    for seconds, phases, expected in (
+        (1001, ("compiling", "compiling"), ("rank 0", "hangs: compiling in update 3 for 1001 s")),
+        (31, ("computing", "waiting for data"), ("rank 1", "hangs: waiting for data in update 3 for 31 s")),
+        (21, ("preparing", "joining"), ("rank 1", "has not joined the others: joining for 21 s")),
+    ):
+        outcome = judge(scene(seconds, a=phases[0], b=phases[1]), limits)
+        assert outcome and outcome.code == 1 and outcome.causes[0] == expected
+        assert judge(scene(seconds - 2, a=phases[0], b=phases[1]), limits) is None
+    lines = waiting(scene(70, a="compiling", b="joining"), lambda name: f"logs/{name}.log")
+    assert lines == [
+        "rank 0: compiling for 70 s (log: logs/rank 0.log)",
+        "rank 1: joining for 70 s (log: logs/rank 1.log)",
+    ]
+    alone = Scene(("rank 0", "rank 1"), {}, {}, True, None, 0.0, 70.0)
+    assert waiting(alone, str)[1] == "rank 1: has not started (log: rank 1)"
 
 
 def test_options_of_the_supervisor():
