@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .models import catalog
+from .models.crossformer_config import GROUP_TYPES
 from .models.crossvit_config import BACKBONES, FUSIONS, NUMERICS
 from .models.family import Config
 from .settings import meaning, setting
@@ -89,7 +90,37 @@ class CrossViTModel(Model):
     numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
 
 
-SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel}
+@dataclass(frozen=True)
+class CrossFormerModel(Model):
+    """A CrossFormer or CrossFormer++; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None,
+        "pixels of the input, 224 for all variants; weights fit any size",
+        auto="the variant's, or smaller where the pictures are",
+        at_least=1,
+    )
+    patch_size: tuple[int, ...] | None = setting(
+        None, "kernels of the first embedding in pixels, the first one its stride", at_least=1
+    )
+    embed_dim: int | None = setting(None, "width of the first stage; every further one has twice that", at_least=1)
+    depths: tuple[int, ...] | None = setting(None, "blocks, per stage", at_least=1)
+    num_heads: tuple[int, ...] | None = setting(None, "heads, per stage", at_least=1)
+    group_size: tuple[int, ...] | None = setting(None, "tokens on a group's side, per stage", at_least=1)
+    crs_interval: tuple[int, ...] | None = setting(
+        None, "tokens from one to the next in a long-distance group, per stage", at_least=1
+    )
+    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per stage", above=0)
+    merge_size: tuple[tuple[int, ...], ...] | None = setting(
+        None, "kernels of the embedding after each stage but the last", at_least=1
+    )
+    use_acl: bool | None = setting(None, "amplitude cooling layers (CrossFormer++)")
+    group_type: str = setting("constant", "how groups grow with depth", choices=GROUP_TYPES)
+    pad_type: int = setting(0, "where grids are padded: 0 bottom and right, 1 on both sides", at_least=0, at_most=1)
+    no_mask: bool = setting(False, "tokens attend to padding, too")
+
+
+SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "crossformer": CrossFormerModel}
 """By the family's name."""
 
 

@@ -156,8 +156,9 @@ class Schedule:
         300, "passes over the training set", auto="as many as give 500 updates, from 5 to 100", at_least=1, at_most=MANY
     )
     warmup_epochs: float = setting(30.0, "epochs of linear warm-up", auto="a tenth of the epochs", at_least=0)
-    warmup_lr: float = setting(1e-6, "learning rate at the start; not scaled with the batch", at_least=0)
-    min_lr: float = setting(1e-5, "learning rate at the end; not scaled with the batch", at_least=0)
+    warmup_lr: float = setting(1e-6, "learning rate at the start", at_least=0)
+    min_lr: float = setting(1e-5, "learning rate at the end", at_least=0)
+    scaled_ends: bool = setting(False, "warmup_lr and min_lr follow the global batch as optimizer.lr does")
     stepping: str = setting(
         "update",
         "update: with every update; epoch: once per epoch and one epoch late, as in the official runs",

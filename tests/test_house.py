@@ -53,6 +53,9 @@ ROOMS += [
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",
+    "models.crossformer_config": "settings",
+    "models.crossformer_counts": "settings",
+    "models.crossformer_groups": "settings",
     "models.crossvit_config": "settings",
     "models.family": "settings",
     "models.interpolation": "settings",

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mindcv_crossvit.models import golden as rules
+from mindcv_crossvit.models.crossformer_groups import groups_of
 from mindcv_crossvit.models.interpolation import cubic_matrix
 from mindcv_crossvit.models.resize import Resize
 
@@ -31,7 +32,7 @@ PRIMITIVES = {
     "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
     "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
-    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6), [(600, 6), (6,), (6,)]),
+    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6, many=True), [(600, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
     "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
     "class_attention over one key": (lambda op: op.class_attention(1, 2), [(2, 8), (2, 8), (2, 8)]),
@@ -43,6 +44,13 @@ PRIMITIVES = {
         lambda op: op.norm_class_attention(1, 2, 1e-5),
         [(2, 8), (2, 8), (8,), (8,), *[(8, 8), (8,)] * 3],
     ),
+    "biased_attention": (lambda op: op.biased_attention(2), [(3, 4, 6), (3, 5, 6), (3, 5, 6), (2, 4, 5)]),
+    "biased_attention, masked": (
+        lambda op: op.biased_attention(2),
+        [(4, 3, 6), (4, 5, 6), (4, 5, 6), (2, 3, 5), (2, 1, 5)],
+    ),
+    "group_attention over long distances": (lambda op: in_groups(op, 4, 6, 2, 2, 0), [(48, 24), (2, 4, 4)]),
+    "group_attention, padded on both sides": (lambda op: in_groups(op, 5, 3, 2, 2, 1), [(30, 24), (2, 4, 4)]),
 }
 CONVOLUTIONS = [
     # kernel, stride, pad, size, from_image
@@ -53,7 +61,24 @@ CONVOLUTIONS = [
     (3, 1, 1, 5, False),
     (3, 2, 1, 8, False),
     (3, 2, 1, 7, False),
+    (16, 4, 6, 16, True),
+    (8, 2, 3, 8, False),
 ]
+
+
+def in_groups(op, *grid):
+    """group_attention of two heads on a grid."""
+    from mindspore import nn
+
+    class InGroups(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.op, self.groups = op.group_attention(2), tuple(groups_of(*grid))
+
+        def construct(self, qkv, bias):
+            return self.op(qkv, bias, self.groups)
+
+    return InGroups()
 
 
 def values_and_gradients(build, name, shapes):
@@ -139,6 +164,25 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image, bias):
         parts = zip(ours, reference, strict=True) if name == "composed" else zip(ours[::2], reference[::2], strict=True)
         for mine, theirs in parts:
             np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, pad, bias", [(3, 1, 1, True), (7, 4, 3, False), (3, 2, 1, False)])
+def test_depthwise_convolutions_agree(kernel, stride, pad, bias):
+    """Through `to_map` and `to_tokens`, as a model uses them."""
+    from mindspore import nn
+
+    class Conv(nn.Cell):
+        def __init__(self, op):
+            super().__init__()
+            self.conv, self.tokens, self.map = op.depthwise(kernel, stride, pad), op.to_tokens(), op.to_map()
+
+        def construct(self, x, weight, bias=None):
+            return self.tokens(self.conv(self.map(x, 6, 8), weight, bias))
+
+    shapes = [(96, 4), (4, 1, kernel, kernel), (4,)][: 3 if bias else 2]
+    both = [values_and_gradients(Conv, name, shapes) for name in ("composed", "standard")]
+    for ours, theirs in zip(*both, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", ["composed", "standard"])

@@ -6,8 +6,9 @@ import difflib
 import re
 from typing import Any
 
+from . import crossformer_config as crossformer
+from . import crossformer_counts, crossvit_counts
 from . import crossvit_config as crossvit
-from . import crossvit_counts
 from .family import Config, Family, Shapes
 from .shapes import parameter_shapes as crossvit_shapes
 
@@ -26,6 +27,16 @@ FAMILIES = (
         size_of=crossvit.size_of,
         attends=lambda config: config.reads_across,
         branches=crossvit.BRANCHES,
+    ),
+    Family(
+        name="crossformer",
+        config=crossformer.CrossFormerConfig,
+        variants=crossformer.VARIANTS,
+        parameter_shapes=crossformer_counts.parameter_shapes,
+        macs=crossformer_counts.macs,
+        saved_activations=crossformer_counts.saved_activations,
+        sized=crossformer.sized,
+        layers=lambda config: len(config.depths),
     ),
 )
 VARIANTS: dict[str, Any] = {name: config for family in FAMILIES for name, config in family.variants.items()}

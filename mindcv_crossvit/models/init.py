@@ -31,7 +31,7 @@ def init_weights(model: nn.Cell, seed: int) -> None:
 
 def _draw(rng: np.random.Generator, kind: str, parameter, cell) -> np.ndarray:
     shape = parameter.shape
-    if kind == "Conv2d":
+    if kind in ("Conv2d", "DepthwiseConv2d"):
         bound = 1 / math.sqrt(math.prod(cell.weight.shape[1:]))
         return rng.uniform(-bound, bound, shape)
     if kind == "PerformerLayer":

@@ -28,18 +28,26 @@ class Ops:
     norm_mlp(eps, approximate)    (x [T, C], norm's weight and bias [C], weight [O, C], bias [O], weight [C, O],
                                   bias [C]) -> linear(gelu(linear(layer_norm(x)))) [T, C]
     gelu(approximate)             GELU of any shape: "none" (default) is the exact (erf) one, "tanh" the tanh form
-    layer_norm(eps)               (x [T, C], weight [C], bias [C]) -> [T, C]
+    layer_norm(eps, many)         (x [T, C], weight [C], bias [C]) -> [T, C]; many: of whole pictures' tokens, not of a
+                                  token a picture (default)
     attention(tokens, heads)      (qkv [B*N, 3C], C ordered q, k, v, head-major) -> [B*N, C]
     class_attention(tokens, heads)(q [B, C], k [B*N, C], v [B*N, C]) -> [B, C]
     norm_class_attention(tokens, heads, eps)
                                   (class tokens [B, C], x [B*N, C], norm's weight and bias [C], weight [C, C] and
                                   bias [C] or None of q, k and v) -> attention of layer_norm(class token) to
                                   layer_norm(x) [B, C]
+    biased_attention(heads)       (q [B, N, C], k [B, M, C], v [B, M, C], bias [H, N, M], mask [W, 1 or N, M] or None)
+                                  -> softmax(q k^T / sqrt(C/H) + bias + mask) v [B, N, C], all float32; with a mask
+                                  B = pictures * W, the windows of a picture one after the other
+    group_attention(heads)        (qkv [B*H*W, 3C], bias [heads, N, N], groups as in models.crossformer_groups)
+                                  -> attention in every group of a grid of tokens [B*H*W, C]; padding is not attended
     scale_pictures()              (x [B*N, C], factors [B]) -> [B*N, C]; no gradient of the factors
     conv2d(kernel, stride, pad, from_image)
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
+    depthwise(kernel, stride, pad)(map, weight [C, 1, k, k], bias [C] or None) -> map
     to_tokens()                   map -> [B*N, C], row-major
+    to_map()                      (tokens [B*H*W, C], H, W) -> map
     """
 
     name: str
@@ -47,13 +55,17 @@ class Ops:
     norm_linear: Callable[[float], Any]
     norm_mlp: Callable[..., Any]
     gelu: Callable[..., Any]
-    layer_norm: Callable[[float], Any]
+    layer_norm: Callable[..., Any]
     attention: Callable[[int, int], Any]
     class_attention: Callable[[int, int], Any]
     norm_class_attention: Callable[[int, int, float], Any]
+    biased_attention: Callable[[int], Any]
+    group_attention: Callable[[int], Any]
     scale_pictures: Callable[[], Any]
     conv2d: Callable[[int, int, int, bool], Any]
+    depthwise: Callable[[int, int, int], Any]
     to_tokens: Callable[[], Any]
+    to_map: Callable[[], Any]
     precision: str = "O0"
     """What is float16: O0 nothing; O1 the inputs of matrix products and convolutions; O2 their outputs, too, and what
     lies between them in a branch; O3 the residual stream, too. Norms, softmax and loss are float32 always."""
@@ -70,6 +82,10 @@ class Ops:
         """
         makers = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: cache(make) for name, make in makers.items() if callable(make)})
+
+    def exact(self) -> Ops:
+        """The same primitives in float32 throughout."""
+        return replace(self, precision="O0")
 
     @property
     def half(self) -> bool:

@@ -6,9 +6,14 @@ B batch, N tokens, T = B*N, C width, H heads, D = C/H head width, I/O in and out
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
+from ..models.crossformer_groups import Groups, group_tokens
 from . import Ops
+
+MASKED = -3e4
+"""Added to a score it makes its softmax exactly 0; float16 holds it."""
 
 
 class Linear(nn.Cell):
@@ -32,8 +37,9 @@ class Gelu(nn.Cell):
 class LayerNorm(nn.Cell):
     """Normalises the last axis; eps is always given, MindSpore's default is 1e-7."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, many: bool = False):
         super().__init__()
+        del many  # the same operator
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x_tc, weight_c, bias_c):
@@ -117,6 +123,64 @@ def _attend(q, k, v):
     return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
 
 
+class BiasedAttention(nn.Cell):
+    """softmax(q k^T / sqrt(D) + bias + mask) v."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads = heads
+
+    def construct(self, q_bnc, k_bmc, v_bmc, bias_hnm, mask_wnm=None):
+        h, width = self.heads, q_bnc.shape[2]
+        head_dim = width // h
+        q_bhnd = ops.transpose(q_bnc.reshape(-1, q_bnc.shape[1], h, head_dim), (0, 2, 1, 3))
+        k_bhdm = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 3, 1))
+        v_bhmd = ops.transpose(v_bmc.reshape(-1, v_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
+        scores = ops.matmul(q_bhnd * head_dim**-0.5, k_bhdm).astype(ms.float32) + bias_hnm
+        if mask_wnm is not None:
+            shape = scores.shape
+            scores = scores.reshape(-1, mask_wnm.shape[0], *shape[1:]) + mask_wnm.expand_dims(1)
+            scores = scores.reshape(shape)
+        out_bhnd = ops.matmul(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
+        return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(q_bnc.shape)
+
+
+class GroupAttention(nn.Cell):
+    """The grid is padded with zeros, cut into groups, attended in, and put together again."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.attend = BiasedAttention(heads)
+
+    def construct(self, qkv_t3c, bias_hnn, groups):
+        height, width, g, i, top, left, rows, columns = groups
+        n, c = g * g, qkv_t3c.shape[1] // 3
+        x = place(place(qkv_t3c.reshape(-1, height, width, 3 * c), 1, top, rows), 2, left, columns)
+        x = x.reshape(-1, rows // (g * i), g, i, columns // (g * i), g, i, 3 * c)
+        x_bn3c = ops.transpose(x, (0, 1, 3, 4, 6, 2, 5, 7)).reshape(-1, n, 3 * c)
+        q_bnc, k_bnc, v_bnc = ops.split(x_bn3c, c, -1)
+        mask_w1n = padding_mask(groups) if rows * columns > height * width else None
+        out_bnc = self.attend(q_bnc, k_bnc, v_bnc, bias_hnn, mask_w1n)
+        y = out_bnc.reshape(-1, rows // (g * i), i, columns // (g * i), i, g, g, c)
+        y = ops.transpose(y, (0, 1, 5, 2, 3, 6, 4, 7)).reshape(-1, rows, columns, c)
+        return y[:, top : top + height, left : left + width].reshape(-1, c)
+
+
+def place(x, axis, before, size):
+    """`x` from place `before` of `size` places along an axis, zeros around it."""
+    for count, first in ((before, True), (size - before - x.shape[axis], False)):
+        if count:
+            zeros = ops.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), x.dtype)
+            x = ops.concat((zeros, x) if first else (x, zeros), axis)
+    return x
+
+
+@ops.constexpr
+def padding_mask(groups):
+    """[W, 1, N] float32, 0 for tokens of the grid and MASKED for padding."""
+    return Tensor(np.where(group_tokens(Groups(*groups)) < 0, MASKED, 0).astype(np.float32)[:, None])
+
+
 class ScalePictures(nn.Cell):
     """Each picture's tokens times a factor of its own."""
 
@@ -137,11 +201,30 @@ class Conv2d(nn.Cell):
         return ops.conv2d(x_bchw, weight_oikk, bias_o, stride=self.stride, pad_mode="pad", padding=self.pad)
 
 
+class Depthwise(nn.Cell):
+    """Convolution of each channel by itself on maps [B, C, H, W]."""
+
+    def __init__(self, kernel: int, stride: int, pad: int):
+        super().__init__()
+        self.stride, self.pad = stride, pad
+
+    def construct(self, x_bchw, weight_c1kk, bias_c=None):
+        channels = weight_c1kk.shape[0]
+        return ops.conv2d(x_bchw, weight_c1kk, bias_c, self.stride, "pad", self.pad, 1, channels)
+
+
 class ToTokens(nn.Cell):
     """[B, C, H, W] -> [B*H*W, C]."""
 
     def construct(self, x_bchw):
         return ops.transpose(x_bchw, (0, 2, 3, 1)).reshape(-1, x_bchw.shape[1])
+
+
+class ToMap(nn.Cell):
+    """[B*H*W, C] -> [B, C, H, W]."""
+
+    def construct(self, x_tc, height, width):
+        return ops.transpose(x_tc.reshape(-1, height, width, x_tc.shape[1]), (0, 3, 1, 2))
 
 
 STANDARD = Ops(
@@ -154,7 +237,11 @@ STANDARD = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    BiasedAttention,
+    GroupAttention,
     ScalePictures,
     Conv2d,
+    Depthwise,
     ToTokens,
+    ToMap,
 )

@@ -50,8 +50,9 @@ def freeze(parameters: Sequence[Parameter], patterns: Sequence[str]) -> None:
 
 
 def layer_of(name: str, encoders: int) -> int:
-    """The layer of a parameter for layer-wise decay: 0 the embedding, 1 to K the encoders, K + 1 norm and head."""
-    encoder = re.match(r"blocks\.(\d+)\.", name)
+    """The layer of a parameter for layer-wise decay: 0 the embedding, 1 to K the encoders or stages, K + 1 norm and
+    head."""
+    encoder = re.match(r"(?:blocks|layers)\.(\d+)\.", name)
     if encoder:
         return int(encoder[1]) + 1
     return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else encoders + 1

@@ -8,7 +8,10 @@ nothing else than these waits for the gradient (`ops.depend`).
 from .. import Ops
 from ..standard import ClassAttention  # between half-precision products only
 from .attention import Attention, NormClassAttention
-from .conv import Conv2d, ToTokens
+from .biased_attention import BiasedAttention
+from .conv import Conv2d, ToMap, ToTokens
+from .depthwise import Depthwise
+from .group_attention import GroupAttention
 from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
 
@@ -22,7 +25,11 @@ COMPOSED = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    BiasedAttention,
+    GroupAttention,
     ScalePictures,
     Conv2d,
+    Depthwise,
     ToTokens,
+    ToMap,
 )
