@@ -52,7 +52,10 @@ ROOMS += [
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",
+    "models.checks": "settings",
+    "models.counts": "settings",
     "models.crossvit_config": "settings",
+    "models.deit_config": "settings",
     "models.interpolation": "settings",
     "models.shapes": "settings",
     "training.checkpoint": "settings",

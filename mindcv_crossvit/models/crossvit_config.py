@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .checks import frozen, indivisible, is_count, is_positive
+from .counts import block_macs, patch_embed_macs
+
 Pair = tuple[int, int]
 STEM_PATCHES = (12, 16)
 """Patch sizes for which the three-convolution stem is defined."""
@@ -71,12 +74,12 @@ class CrossViTConfig:
     def _shape_problems(self):
         for name in ("img_size", "patch_size", "embed_dim", "num_heads"):
             value = getattr(self, name)
-            if not (isinstance(value, tuple) and len(value) == 2 and all(_is_count(v) and v > 0 for v in value)):
+            if not (isinstance(value, tuple) and len(value) == 2 and all(is_count(v) and v > 0 for v in value)):
                 yield f"{name} must be two positive whole numbers, one per branch, not {value!r}"
         if not (isinstance(self.depth, tuple) and self.depth and all(_is_triple(d) for d in self.depth)):
             yield f"depth must be a list of triples such as [[1, 4, 0], [1, 4, 0]], not {self.depth!r}"
         ratios = self.mlp_ratio
-        if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(_is_positive(r) for r in ratios)):
+        if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(is_positive(r) for r in ratios)):
             yield f"mlp_ratio must be two or three positive numbers, not {ratios!r}"
         for name in ("multi_conv", "qkv_bias"):
             if not isinstance(getattr(self, name), bool):
@@ -87,18 +90,9 @@ class CrossViTConfig:
     def _value_problems(self):
         for i, branch in enumerate(("small", "large")):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
-            if img % patch:
-                near = max(img // patch, 1) * patch
-                yield (
-                    f"img_size {img} of the {branch} branch is not divisible by its patch_size {patch}"
-                    f" (nearest: {near}, {near + patch})"
-                )
-            if dim % heads:
-                near = max(dim // heads, 1) * heads
-                yield (
-                    f"embed_dim {dim} of the {branch} branch is not divisible by its num_heads {heads}"
-                    f" (nearest: {near}, {near + heads})"
-                )
+            where = f" of the {branch} branch"
+            yield from filter(None, [indivisible("img_size", img, "patch_size", patch, where)])
+            yield from filter(None, [indivisible("embed_dim", dim, "num_heads", heads, where)])
             if self.multi_conv and patch not in STEM_PATCHES:
                 yield f"multi_conv is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
             if self.multi_conv and dim % 4:
@@ -117,29 +111,17 @@ class CrossViTConfig:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> CrossViTConfig:
         """A copy with some arguments replaced; lists become tuples. Raises ValueError on an impossible result."""
-        return replace(self, **{name: _freeze(value) for name, value in overrides.items()})
+        return replace(self, **{name: frozen(value) for name, value in overrides.items()})
 
 
 FIELDS = tuple(f.name for f in fields(CrossViTConfig))
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 def _is_triple(value: Any) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) == 3
-        and all(_is_count(v) for v in value)
+        and all(is_count(v) for v in value)
         and min(value[:2]) >= 1
         and value[2] >= 0
     )
@@ -188,21 +170,12 @@ def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
 
 
 def _embed_macs(config: CrossViTConfig, branch: int) -> int:
-    dim, patch = config.embed_dim[branch], config.patch_size[branch]
-    grid = config.img_size[branch] // patch
-    if not config.multi_conv:
-        return grid**2 * dim * 3 * patch**2
-    stride = 3 if patch == 12 else 2
-    last = grid**2 * dim * 9 * (dim // 2)
-    middle_grid = grid if patch == 12 else grid * 2
-    middle = middle_grid**2 * (dim // 2) * 9 * (dim // 4)
-    first = (middle_grid * stride) ** 2 * (dim // 4) * 3 * 49
-    return first + middle + last
+    patch = config.patch_size[branch]
+    return patch_embed_macs(config.embed_dim[branch], patch, config.img_size[branch] // patch, config.multi_conv)
 
 
 def _block_macs(config: CrossViTConfig, branch: int) -> int:
-    n, c, hidden = config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch]
-    return n * (4 * c * c + 2 * c * hidden) + 2 * n * n * c
+    return block_macs(config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch])
 
 
 def _fusion_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .counts import block_saved
 from .crossvit_config import CrossViTConfig
 
 FLOAT = 4
@@ -51,14 +52,12 @@ def training_memory(
 def saved_activations(config: CrossViTConfig) -> int:
     """Numbers that one image's forward pass must keep for the gradient, at least.
 
-    Counted per block and token: both norms' outputs and normalised inputs (4 C), q, k and v (3 C), the attention's
-    probabilities (heads x tokens) and output (C), the residual stream (2 C), and the hidden layer before and after
-    its GELU. What a backend keeps besides, and its work space, come on top.
+    What a backend keeps besides, and its work space, come on top.
     """
     total = 0
     for triple in config.depth:
         for i in range(2):
             n, c = config.tokens[i], config.embed_dim[i]
-            total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
+            total += triple[i] * block_saved(n, c, config.hidden_dim[i], config.num_heads[i])
             total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
     return total

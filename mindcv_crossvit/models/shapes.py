@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from .counts import Shapes, block, linear, norm, patch_embed
 from .crossvit_config import NUMERICS, CrossViTConfig
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:
@@ -15,22 +14,16 @@ def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:
         found[f"pos_embed.{i}"] = (1, config.tokens[i], dim)
         found[f"cls_token.{i}"] = (1, 1, dim)
         found |= _patch_embed(config, i)
-        found |= _norm(f"norm.{i}", dim) | _linear(f"head.{i}", dim, num_classes)
+        found |= norm(f"norm.{i}", dim) | linear(f"head.{i}", dim, num_classes)
     for k in range(len(config.depth)):
         found |= _encoder(config, k)
     return found
 
 
 def _patch_embed(config: CrossViTConfig, branch: int) -> Shapes:
-    name, dim, patch = f"patch_embed.{branch}.proj", config.embed_dim[branch], config.patch_size[branch]
-    if not config.multi_conv:
-        return {f"{name}.weight": (dim, 3, patch, patch), f"{name}.bias": (dim,)}
-    found: Shapes = {}
-    for k, (inner, outer, kernel) in enumerate(((3, dim // 4, 7), (dim // 4, dim // 2, 3), (dim // 2, dim, 3))):
-        found[f"{name}.{2 * k}.weight"] = (outer, inner, kernel, kernel)
-        if NUMERICS[config.numerics].stem_bias:  # MindCV's stem has no biases
-            found[f"{name}.{2 * k}.bias"] = (outer,)
-    return found
+    dim, patch = config.embed_dim[branch], config.patch_size[branch]
+    stem_bias = NUMERICS[config.numerics].stem_bias  # MindCV's stem has no biases
+    return patch_embed(f"patch_embed.{branch}.proj", dim, patch, config.multi_conv, stem_bias)
 
 
 def _encoder(config: CrossViTConfig, k: int) -> Shapes:
@@ -38,7 +31,7 @@ def _encoder(config: CrossViTConfig, k: int) -> Shapes:
     for i in range(2):
         own, other = config.embed_dim[i], config.embed_dim[1 - i]
         for b in range(config.depth[k][i]):
-            found |= _block(f"blocks.{k}.blocks.{i}.{b}", own, config.hidden_dim[i], config.qkv_bias)
+            found |= block(f"blocks.{k}.blocks.{i}.{b}", own, config.hidden_dim[i], config.qkv_bias)
         found |= _token_projection(f"blocks.{k}.projs.{i}", own, other)
         stacked = config.depth[k][2]
         for name in [f"fusion.{i}"] if stacked == 0 else [f"fusion.{i}.{b}" for b in range(stacked)]:
@@ -47,27 +40,12 @@ def _encoder(config: CrossViTConfig, k: int) -> Shapes:
     return found
 
 
-def _block(name: str, dim: int, hidden: int, qkv_bias: bool) -> Shapes:
-    attention = _linear(f"{name}.attn.qkv", dim, 3 * dim, qkv_bias) | _linear(f"{name}.attn.proj", dim, dim)
-    mlp = _linear(f"{name}.mlp.fc1", dim, hidden) | _linear(f"{name}.mlp.fc2", hidden, dim)
-    return _norm(f"{name}.norm1", dim) | attention | _norm(f"{name}.norm2", dim) | mlp
-
-
 def _cross_attention(name: str, dim: int, qkv_bias: bool) -> Shapes:
-    found = _norm(f"{name}.norm1", dim) | _linear(f"{name}.attn.proj", dim, dim)
+    found = norm(f"{name}.norm1", dim) | linear(f"{name}.attn.proj", dim, dim)
     for layer in ("wq", "wk", "wv"):
-        found |= _linear(f"{name}.attn.{layer}", dim, dim, qkv_bias)
+        found |= linear(f"{name}.attn.{layer}", dim, dim, qkv_bias)
     return found
 
 
 def _token_projection(name: str, in_dim: int, out_dim: int) -> Shapes:
-    return _norm(f"{name}.0", in_dim) | _linear(f"{name}.2", in_dim, out_dim)
-
-
-def _linear(name: str, in_dim: int, out_dim: int, bias: bool = True) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (out_dim, in_dim)}
-    return weight | ({f"{name}.bias": (out_dim,)} if bias else {})
-
-
-def _norm(name: str, dim: int) -> Shapes:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+    return norm(f"{name}.0", in_dim) | linear(f"{name}.2", in_dim, out_dim)
