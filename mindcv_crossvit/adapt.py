@@ -15,6 +15,7 @@ import numpy as np
 
 from .data.images import BadImage
 from .data.sources import Source, Splits
+from .models.catalog import family_of
 from .recipe import Recipe
 
 UPDATES = 500
@@ -64,16 +65,13 @@ def typical_side(source: Source) -> int:
 
 def _img_size(recipe: Recipe, data: Splits, pretrained: bool) -> tuple[Any, str]:
     config = recipe.model.config()
-    if config is None:
-        return None, "a MindCV model has its own"
+    assert config  # a MindCV model has no such setting
     side = typical_side(data.train)
     seen = f"the pictures' shorter side is {side} pixels at the median"
-    if not side or side >= 0.75 * config.img_size[0]:
+    if not side or side >= 0.75 * config.input_size:
         return config.img_size, f"the variant's; {seen}"
-    wanted = max(side, SMALLEST_SIDE)
-    ratio = config.img_size[1] / config.img_size[0]
-    small, large = (max(round(s / p), 1) * p for s, p in zip((wanted, wanted * ratio), config.patch_size, strict=True))
-    return (small, large), f"{seen}; position embeddings of given weights are resized"
+    smaller = family_of(config).sized(config, max(side, SMALLEST_SIDE))
+    return smaller, f"{seen}; position embeddings of given weights are resized"
 
 
 def _global_batch(recipe: Recipe, data: Splits, pretrained: bool) -> tuple[Any, str]:

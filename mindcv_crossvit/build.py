@@ -16,7 +16,6 @@ from .errors import UserError
 from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.crossvit_config import CrossViTConfig, macs
 from .models.memory import training_memory
 from .models.registry import create_model
 from .plan import Plan, all_reduce_bytes
@@ -89,8 +88,8 @@ def new_state(recipe: Recipe, plan: Plan) -> State:
 def build_optimizer(recipe: Recipe, model: nn.Cell) -> GroupedOptimizer:
     """The recipe's rule over the model's trainable parameters."""
     o, config = recipe.optimizer, recipe.model.config()
-    encoders = len(config.depth) if config else 0
-    groups = make_groups(list(model.trainable_params()), o.no_decay, o.layer_decay, encoders)
+    layers = catalog.family_of(config).layers(config) if config else 0
+    groups = make_groups(list(model.trainable_params()), o.no_decay, o.layer_decay, layers)
     if o.name == "sgd":
         return SGD(groups, o.momentum, o.weight_decay)
     return AdamW(groups, o.betas, o.eps, o.weight_decay)
@@ -123,7 +122,7 @@ def fit_model(model: nn.Cell, weights: Weights) -> Fit:
     parameters = {p.name: p for p in model.get_parameters()}
     config = getattr(model, "config", None)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    fitted = fit_initial(weights, shapes, config.numerics if isinstance(config, CrossViTConfig) else None)
+    fitted = fit_initial(weights, shapes, getattr(config, "numerics", None))
     set_parameters(parameters, fitted.tensors)
     return fitted
 
@@ -171,7 +170,7 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
     parameters = list(state.model.trainable_params())
     count, config = sum(p.size for p in parameters), recipe.model.config()
     size = recipe.model.image_size
-    work = f", {macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
+    work = f", {catalog.macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
     decays = sum(decayed(parameters, recipe.optimizer.no_decay))
     frozen = sum(p.size for p in state.model.get_parameters()) - count
     still = f" and {frozen:,} frozen ones" if recipe.optimizer.freeze else ""

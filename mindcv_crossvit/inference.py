@@ -11,7 +11,7 @@ import numpy as np
 from .attention_picture import Panel
 from .data.transforms import EvalTransform, Normalise
 from .errors import UserError
-from .models.catalog import MINDCV_PREFIX
+from .models.catalog import MINDCV_PREFIX, family_of
 from .recipe import Recipe
 from .recipe_file import parse_recipe
 from .training.checkpoint import Checkpoint, Described
@@ -178,8 +178,8 @@ def check_request(trained: Described, top: int | None, part: str, attention: boo
     else:
         if part == "ema" and not trained.part("ema"):
             problems.append(f"--weights ema: {trained.path} has no moving average (ema.decay was null); use model")
-        if attention and name.startswith(MINDCV_PREFIX):
-            problems.append(f"--attention: {name} has no class tokens that attend to patches; only this suite's do")
+        if attention and (name.startswith(MINDCV_PREFIX) or not family_of(name).attends):
+            problems.append(f"--attention: {name} has no class tokens that read another branch; only CrossViT has")
     if problems:
         raise UserError(problems)
     return min(5, classes) if top is None else top

@@ -1,4 +1,4 @@
-"""Our models in MindCV's registry, under timm's names (`crossvit_15_240`), which MindCV does not use.
+"""Our models in MindCV's registry: CrossViT under timm's names (`crossvit_15_240`), which MindCV does not use.
 
 MindCV is not imported for it: whichever of the two packages is imported second brings the models in.
 """
@@ -12,13 +12,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .models.crossvit_config import VARIANTS
+from .models.catalog import VARIANTS
 
 _MODULE = "mindcv.models"
 
 
 def timm_name(name: str) -> str:
-    """`crossvit_15` -> `crossvit_15_240`, `crossvit_15_dagger_384` -> `crossvit_15_dagger_408`."""
+    """`crossvit_15` -> `crossvit_15_240`, `crossvit_15_dagger_384` -> `crossvit_15_dagger_408`; others as they are."""
+    if not name.startswith("crossvit"):
+        return name
     return f"{name.removesuffix('_384')}_408" if name.endswith("_384") else f"{name}_240"
 
 
@@ -52,7 +54,7 @@ def _entrypoint(name: str, module: str) -> Any:
 
     build.__name__ = build.__qualname__ = timm_name(name)
     build.__module__ = module
-    build.__doc__ = f"CrossViT {name} of mindcv_crossvit, with the official numerics unless told otherwise."
+    build.__doc__ = f"{name} of mindcv_crossvit, with the official numerics unless told otherwise."
     return build
 
 

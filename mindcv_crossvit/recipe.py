@@ -5,53 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .models import catalog
-from .models.crossvit_config import NUMERICS, VARIANTS, CrossViTConfig
+from .model_settings import Model
 from .settings import internal, meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Model:
-    """Which model; the arguments after drop_path_rate override the variant's, by the official names."""
-
-    name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
-    drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
-    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1)
-    img_size: tuple[int, int] | None = setting(
-        None,
-        "pixels of the small and the large branch; null: the variant's",
-        auto="the variant's, or smaller where the pictures are",
-        at_least=1,
-    )
-    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1)
-    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1)
-    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0)
-    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
-    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
-    multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
-    numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
-    input_size: int | None = setting(None, "pixels of the input of a MindCV model (224 when null)", at_least=1)
-
-    def overrides(self) -> dict[str, Any]:
-        """The official constructor's arguments that are set here, and numerics other than the official."""
-        names = ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "multi_conv")
-        given = {n: getattr(self, n) for n in names if getattr(self, n) is not None}
-        return given if self.numerics == "official" else {**given, "numerics": self.numerics}
-
-    def config(self) -> CrossViTConfig | None:
-        """The numbers of a model of the suite; None for MindCV's. Raises ValueError when they cannot be built."""
-        name = catalog.resolve(self.name)
-        return None if name.startswith(catalog.MINDCV_PREFIX) else VARIANTS[name].with_overrides(self.overrides())
-
-    @property
-    def image_size(self) -> int:
-        """Pixels of the model's square input."""
-        config = self.config()
-        return config.img_size[0] if config else self.input_size or 224
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,15 @@ Nothing here imports MindSpore: a wrong key is answered in a tenth of a second. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .data.rand_augment import parse_policy
 from .errors import UserError, nearest
-from .recipe import Model, Recipe
+from .model_settings import CrossViTModel, Model, settings_for
+from .recipe import Recipe
 from .settings import auto_keys, fill
 
 COST = "; CrossViT's first author lost about 3 points with batch 512 or 10 warm-up epochs (facebookresearch/deit#63)"
@@ -41,10 +42,15 @@ def load_recipe(path: str | Path, changes: Sequence[str] = (), options: dict[str
 def parse_recipe(values: Any, problems: list[str]) -> Recipe | None:
     """A recipe from plain values; what is wrong is added to `problems`."""
     before = len(problems)
-    recipe = fill(Recipe, values, problems)
-    if recipe is not None:
-        said = flat(values)
-        recipe = replace(recipe, auto=tuple(key for key in auto_keys(Recipe) if said.get(key) == "auto"))
+    try:
+        model = settings_for(values.get("model") if isinstance(values, Mapping) else None)
+    except ValueError as error:
+        problems.append(f"model.name: {error}")
+        model = CrossViTModel
+    recipe = fill(Recipe, values, problems, {"model": model})
+    if recipe is not None and len(problems) == before:
+        said, keys = flat(values), [*auto_keys(Recipe), *auto_keys(model, "model")]
+        recipe = replace(recipe, auto=tuple(key for key in keys if said.get(key) == "auto"))
         problems.extend(_contradictions(recipe))
     return recipe if len(problems) == before else None
 
@@ -83,11 +89,11 @@ def departures(path: str | Path, recipe: Recipe) -> list[str]:
     return found
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted keys of nested sections."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return found
 
 
@@ -154,12 +160,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
 
 def _model_contradictions(model: Model) -> list[str]:
     try:
-        config = model.config()
+        model.config()
     except ValueError as error:
         return [f"model: {error}"]
-    if config:
-        return [f"model.input_size: {model.name} takes its size from model.img_size"] if model.input_size else []
-    return [f"model.{key}: not an argument of MindCV's models ({model.name})" for key in model.overrides()]
+    return []
 
 
 def to_yaml(recipe: Recipe) -> str:

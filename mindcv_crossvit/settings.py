@@ -94,16 +94,18 @@ def auto_keys(cls: Any, where: str = "") -> list[str]:
     return found
 
 
-def fill(cls: type[T], values: Any, problems: list[str], where: str = "") -> T | None:
+def fill(
+    cls: type[T], values: Any, problems: list[str], kinds: Mapping[str, type] | None = None, where: str = ""
+) -> T | None:
     """An instance of the dataclass from a mapping; None after adding to `problems` what is wrong.
 
-    where: the dotted key of this section, empty for the whole recipe.
+    kinds: subclasses to be used for sections, by their keys. where: the dotted key of this section, empty for all.
     """
     if not isinstance(values, Mapping):
         problems.append(f"{where or 'the recipe'}: expected a section with keys, got {values!r}")
         return None
     before = len(problems)
-    types_by_name = typing.get_type_hints(cls)
+    types_by_name = {**typing.get_type_hints(cls), **(kinds or {})}
     known = {f.name: f for f in settings_of(cls)}
     for key in values:
         if key not in known:
@@ -118,13 +120,13 @@ def _value(info: Field[Any], kind: Any, values: Mapping[str, Any], problems: lis
     section = section_type(kind)
     if info.name not in values:
         if section and info.default is MISSING:
-            return fill(section, {}, problems, key)
+            return fill(section, {}, problems, where=key)
         if info.default is MISSING:
             problems.append(f"{key} is missing: {info.metadata['doc']}")
         return None if info.default is MISSING else info.default
     given = values[info.name]
     if section:
-        return None if given is None and _optional(kind) else fill(section, given, problems, key)
+        return None if given is None and _optional(kind) else fill(section, given, problems, where=key)
     auto, limits = info.metadata.get("auto"), info.metadata["limits"]
     if auto and given == "auto":
         return info.default

@@ -26,7 +26,7 @@ from mindcv_crossvit.data.sources import Splits, open_data
 from mindcv_crossvit.errors import UserError, run_main
 from mindcv_crossvit.job import free_port
 from mindcv_crossvit.journal import check_writable
-from mindcv_crossvit.models.shapes import parameter_shapes
+from mindcv_crossvit.models.catalog import parameter_shapes
 from mindcv_crossvit.recipe import Recipe
 
 TESTED = {("2.7.0", "3.10"), ("2.10.0", "3.10"), ("2.10.0", "3.11"), ("2.10.0", "3.12")}

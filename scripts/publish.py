@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from mindcv_crossvit.errors import UserError, run_main
-from mindcv_crossvit.models.crossvit_config import macs
+from mindcv_crossvit.models.catalog import macs
 from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import parse_recipe, to_yaml
 from mindcv_crossvit.report import read_metrics

@@ -11,9 +11,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mindcv_crossvit.model_settings import SETTINGS, MindCVModel, Model
 from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.settings import describe, section_type, settings_of
 
+MODELS = (*SETTINGS.values(), MindCVModel)
 HEAD = """# Recipes
 
 A recipe is a YAML file of sections. A key that is left out has its default; `--set section.key=value` changes any key
@@ -29,16 +31,27 @@ def page() -> str:
 
 def sections(kind: type, prefix: str) -> list[str]:
     """A table for this section's own keys, then those of the sections in it."""
-    types, rows, inner = typing.get_type_hints(kind), [], []
+    types, inner = typing.get_type_hints(kind), []
     for info in settings_of(kind):
         key, section = f"{prefix}{info.name}", section_type(types[info.name])
-        if section:
+        if section is Model:
+            inner += [table(Model, "model."), *(table(kind, "model.", Model) for kind in MODELS)]
+        elif section:
             inner += sections(section, f"{key}.")
-        if not section or info.default is None:
-            rows.append(row(key, info, types[info.name], section))
-    head = f"## {prefix.rstrip('.') or 'Top'}\n\n{(kind.__doc__ or '').strip().splitlines()[0]}\n\n"
-    table = "| key | meaning | values | default |\n|---|---|---|---|\n" + "".join(rows)
-    return [head + table, *inner]
+    return [table(kind, prefix), *inner]
+
+
+def table(kind: type, prefix: str, base: type | None = None) -> str:
+    """The keys of one section that are no sections; with a base class, those that it has not."""
+    types, shared = typing.get_type_hints(kind), [f.name for f in settings_of(base)] if base else []
+    rows = []
+    for info in settings_of(kind):
+        section = section_type(types[info.name])
+        if info.name not in shared and (not section or info.default is None):
+            rows.append(row(f"{prefix}{info.name}", info, types[info.name], section))
+    family = next((f" of the family {name}" for name, k in SETTINGS.items() if k is kind), " of MindCV" if base else "")
+    head = f"## {prefix.rstrip('.') or 'Top'}{family}\n\n{(kind.__doc__ or '').strip().splitlines()[0]}\n\n"
+    return head + "| key | meaning | values | default |\n|---|---|---|---|\n" + "".join(rows)
 
 
 def row(key: str, info, kind, section) -> str:

@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mindcv_crossvit.data.sources import Splits
-from mindcv_crossvit.models.crossvit_config import macs
-from mindcv_crossvit.models.shapes import parameter_shapes
+from mindcv_crossvit.models.catalog import macs, parameter_shapes
 from mindcv_crossvit.plan import all_reduce_bytes, make_plan
 from mindcv_crossvit.recipe_file import load_recipe
 

@@ -131,7 +131,7 @@ def _build(entry: dict[str, Any]) -> Any:
 
 
 def _counts(entry: dict[str, Any], model: Any) -> dict[str, Any]:
-    from mindcv_crossvit.models.crossvit_config import macs
+    from mindcv_crossvit.models.catalog import macs
 
     sizes = {p.name: int(p.size) for p in model.get_parameters()}
     found = {"params": sum(sizes.values()), "macs": macs(model.config)}

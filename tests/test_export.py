@@ -15,7 +15,7 @@ from running import call, last_json
 
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.errors import UserError
-from mindcv_crossvit.export.crossvit_onnx import crossvit_model
+from mindcv_crossvit.export.crossvit_onnx import onnx_model
 from mindcv_crossvit.export.facts import beside, check_target, describe, need, read_exported, write_facts
 from mindcv_crossvit.export.make import Differs, Request, compare, export
 from mindcv_crossvit.export.run import ExportedModel, choose_runtime, open_exported, read_trained
@@ -49,7 +49,7 @@ def run_onnx(model, images: np.ndarray) -> np.ndarray:
 def test_the_onnx_graph_gives_the_official_logits(row):
     config = VARIANTS[resolve(row["model"])].with_overrides(row["overrides"])
     tensors = {name: golden.weight(name, shape) for name, shape in parameter_shapes(config).items()}
-    logits = run_onnx(crossvit_model(config, tensors, 2), golden.picture((2, 3, *row["input"])))
+    logits = run_onnx(onnx_model(config, tensors, 2), golden.picture((2, 3, *row["input"])))
     np.testing.assert_allclose(logits[0, :4], row["first"], rtol=0, atol=5e-5)
     np.testing.assert_allclose(logits[1, 0], row["second"], rtol=0, atol=5e-5)
 
@@ -72,8 +72,8 @@ def test_the_onnx_graph_follows_numerics_and_biases(overrides):
     images = golden.picture((2, 3, 48, 48))
     tensors = {p.name: p.asnumpy() for p in model.get_parameters()}
     expected = model(Tensor(images)).asnumpy()
-    np.testing.assert_allclose(run_onnx(crossvit_model(model.config, tensors, 2), images), expected, rtol=0, atol=2e-5)
-    other = crossvit_model(replace(model.config, numerics="official"), tensors, 2)
+    np.testing.assert_allclose(run_onnx(onnx_model(model.config, tensors, 2), images), expected, rtol=0, atol=2e-5)
+    other = onnx_model(replace(model.config, numerics="official"), tensors, 2)
     if "numerics" in overrides:
         assert np.abs(run_onnx(other, images) - expected).max() > 1e-4
 
@@ -175,7 +175,7 @@ def test_a_writer_that_changes_the_logits_is_caught_and_leaves_no_file(place, tm
         model = request.predictor.model
         tensors = {p.name: p.asnumpy() for p in model.get_parameters()}
         tensors["head.1.bias"] = tensors["head.1.bias"] + np.float32(change)
-        onnx.save(crossvit_model(model.config, tensors, 1), str(path))
+        onnx.save(onnx_model(model.config, tensors, 1), str(path))
         return "onnxruntime"
 
     with pytest.raises(Differs, match=f"differ from the checkpoint's by up to {said} on random input"):

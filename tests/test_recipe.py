@@ -90,8 +90,8 @@ def test_impossible_sizes_are_refused(tmp_path):
 
 def test_arguments_of_the_suites_models_do_not_reach_mindcvs(tmp_path):
     text = "name: x\nmodel: {name: mindcv/resnet18, img_size: [32, 32]}"
-    assert "model.img_size: not an argument of MindCV's models" in problems_of(tmp_path, text)[0]
-    assert "takes its size from model.img_size" in problems_of(tmp_path, MINIMAL, "model.input_size=64")[0]
+    assert "unknown key model.img_size; did you mean input_size?" in problems_of(tmp_path, text)[0]
+    assert "unknown key model.input_size" in problems_of(tmp_path, MINIMAL, "model.input_size=64")[0]
 
 
 def test_set_reaches_any_key_and_reads_yaml(tmp_path):

@@ -13,12 +13,15 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+from mindcv_crossvit.models.catalog import family_of
 from mindcv_crossvit.models.shapes import parameter_shapes
 from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+OTHERS = ("deit_",)
+QUICK = ("deit_9_dagger_ascend",)
 SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]
 
 
@@ -47,17 +50,31 @@ def pictures(tmp_path_factory) -> dict[str, Path]:
 
 def reduced(recipe: Recipe) -> list[str]:
     """Changes that make a recipe's model, batch and run small and leave the rest as it is."""
-    model = ["patch_size=[12,16]", "img_size=[24,32]"] if recipe.model.name.find("dagger") > 0 else ["img_size=[12,16]"]
-    if recipe.model.patch_size:
-        model = [f"img_size=[{2 * recipe.model.patch_size[0]},{2 * recipe.model.patch_size[1]}]"]
-    changes = [f"model.{change}" for change in (*model, *SMALL)]
+    changes = [f"model.{change}" for change in small_model(recipe)]
     changes += ["batch.global_batch=8", "batch.largest_per_device=8", "mix.group=4"]
     changes += ["run.ops=standard"]  # what a card runs; compiles faster
     changes += ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.workers=0", "evaluate.batch=100"]
     return changes
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def small_model(recipe: Recipe) -> list[str]:
+    """Settings of the recipe's model that make it small."""
+    if family_of(recipe.model.name).name == "deit":
+        return ["img_size=32", "embed_dim=16", "depth=1", "num_heads=2", "mlp_ratio=1"]
+    model = ["patch_size=[12,16]", "img_size=[24,32]"] if recipe.model.name.find("dagger") > 0 else ["img_size=[12,16]"]
+    if recipe.model.patch_size:
+        model = [f"img_size=[{2 * recipe.model.patch_size[0]},{2 * recipe.model.patch_size[1]}]"]
+    return [*model, *SMALL]
+
+
+def recipes():
+    """Of each family but CrossViT the smallest in every run of the tests, the others in the slow ones."""
+    for path in CONFIGS:
+        quick = path.stem in QUICK or not path.stem.startswith(OTHERS)
+        yield pytest.param(path, id=path.stem, marks=() if quick else (pytest.mark.slow,))
+
+
+@pytest.mark.parametrize("path", recipes())
 def test_each_recipe_is_planned_and_stepped(path, pictures, tmp_path, monkeypatch, capsys, graph_mode):
     import train
 

@@ -22,7 +22,7 @@ INPUT, OUTPUT = "images", "logits"
 _OUTER_EPS = 1e-6
 
 
-def crossvit_model(config: CrossViTConfig, tensors: Mapping[str, np.ndarray], batch: int) -> Any:
+def onnx_model(config: CrossViTConfig, tensors: Mapping[str, np.ndarray], batch: int) -> Any:
     """The onnx.ModelProto from `images` [batch, 3, S, S] to `logits` [batch, classes].
 
     tensors: float32, by official name.

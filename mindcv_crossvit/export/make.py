@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 
 from ..data.pictures import PictureReader
 from ..inference import CheckpointPredictor, padded
-from .crossvit_onnx import crossvit_model
+from ..models.catalog import family_of
 from .facts import MINDIR, Exported, beside, named_version, need, write_facts
 from .run import ExportedModel
 
@@ -78,7 +79,8 @@ def writer(target: Path) -> Callable[[Path, Request], str]:
 def _write_onnx(path: Path, request: Request) -> str:
     model = request.predictor.model
     tensors = {p.name: p.asnumpy() for p in model.get_parameters()}
-    need("onnx").save(crossvit_model(model.config, tensors, request.meta["batch"]), str(path))
+    family = importlib.import_module(f".{family_of(model.config).name}_onnx", __package__)
+    need("onnx").save(family.onnx_model(model.config, tensors, request.meta["batch"]), str(path))
     return "onnxruntime"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-Shapes = dict[str, tuple[int, ...]]
+from .family import Shapes
 
 
 def linear(name: str, in_dim: int, out_dim: int, bias: bool = True) -> Shapes:

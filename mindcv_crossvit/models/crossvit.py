@@ -222,6 +222,11 @@ class CrossViT(nn.Cell):
         return self.head[i](self.norm[i](first_token(x_tc, self.tokens[i])))
 
 
+def create(config: CrossViTConfig, op: Ops, num_classes: int, drop_path_rate: float, seed: int) -> CrossViT:
+    """See Family."""
+    return CrossViT(config, op, num_classes, drop_path_rate, seed)
+
+
 def _resize(kind: str, size: int, new_size: int) -> nn.Cell:
     return nn.Identity() if size == new_size else Resize(kind, size, new_size)
 

@@ -6,12 +6,13 @@ and 4, and the official code's constructor, whose argument names are used here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import frozen, indivisible, is_count, is_positive
-from .counts import block_macs, patch_embed_macs
+from .counts import block_macs, block_saved, patch_embed_macs
 
 Pair = tuple[int, int]
 STEM_PATCHES = (12, 16)
@@ -99,6 +100,11 @@ class CrossViTConfig:
                 yield f"multi_conv needs an embed_dim divisible by 4, not {dim} ({branch} branch)"
 
     @property
+    def input_size(self) -> int:
+        """Pixels of the model's square input."""
+        return self.img_size[0]
+
+    @property
     def tokens(self) -> Pair:
         """Tokens of each branch, class token included."""
         s, l = ((img // patch) ** 2 + 1 for img, patch in zip(self.img_size, self.patch_size, strict=True))
@@ -112,9 +118,6 @@ class CrossViTConfig:
     def with_overrides(self, overrides: Mapping[str, Any]) -> CrossViTConfig:
         """A copy with some arguments replaced; lists become tuples. Raises ValueError on an impossible result."""
         return replace(self, **{name: frozen(value) for name, value in overrides.items()})
-
-
-FIELDS = tuple(f.name for f in fields(CrossViTConfig))
 
 
 def _is_triple(value: Any) -> bool:
@@ -185,3 +188,36 @@ def _fusion_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
     first = 2 * c * c + 2 * n * c * c + 2 * n * c
     later = 4 * c * c + 2 * c
     return 2 * own_dim * c + first + max(blocks - 1, 0) * later
+
+
+def saved_activations(config: CrossViTConfig) -> int:
+    """Numbers that one image's forward pass must keep for the gradient, at least.
+
+    What a backend keeps besides, and its work space, come on top.
+    """
+    total = 0
+    for triple in config.depth:
+        for i in range(2):
+            n, c = config.tokens[i], config.embed_dim[i]
+            total += triple[i] * block_saved(n, c, config.hidden_dim[i], config.num_heads[i])
+            total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
+    return total
+
+
+def sized(config: CrossViTConfig, pixels: int) -> Pair:
+    """img_size for an input of about so many pixels: whole patches, the branches' ratio kept."""
+    ratio = config.img_size[1] / config.img_size[0]
+    small, large = config.patch_size
+    return max(round(pixels / small), 1) * small, max(round(pixels * ratio / large), 1) * large
+
+
+def size_of(config: CrossViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The picture size for which position embeddings were made; None where they have no square grid."""
+    sizes = []
+    for i in range(2):
+        shape = shapes.get(f"pos_embed.{i}", ())
+        side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
+        if not side or side**2 != shape[1] - 1:
+            return None
+        sizes.append(side * config.patch_size[i])
+    return {"img_size": (sizes[0], sizes[1])}

@@ -7,13 +7,15 @@ with its three-convolution stem. No distillation token.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import frozen, indivisible, is_count, is_positive
-from .counts import Shapes, block, block_macs, block_saved, linear, norm, patch_embed, patch_embed_macs
+from .counts import block, block_macs, block_saved, linear, norm, patch_embed, patch_embed_macs
 from .crossvit_config import STEM_PATCHES
+from .family import Shapes
 
 
 @dataclass(frozen=True)
@@ -124,3 +126,15 @@ def parameter_shapes(config: DeiTConfig, num_classes: int = 1000) -> Shapes:
 def saved_activations(config: DeiTConfig) -> int:
     """Numbers that one image's forward pass must keep for the gradient, at least; see counts.block_saved."""
     return config.depth * block_saved(config.tokens, config.embed_dim, config.hidden_dim, config.num_heads)
+
+
+def sized(config: DeiTConfig, pixels: int) -> int:
+    """img_size for an input of about so many pixels, in whole patches."""
+    return max(round(pixels / config.patch_size), 1) * config.patch_size
+
+
+def size_of(config: DeiTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
+    """The picture size for which position embeddings were made; None where they have no square grid."""
+    shape = shapes.get("pos_embed", ())
+    side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
+    return {"img_size": side * config.patch_size} if side and side**2 == shape[1] - 1 else None

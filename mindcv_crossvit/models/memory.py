@@ -2,7 +2,7 @@
 
 What is counted: a number of 4 bytes for each parameter and its gradient, moments, moving average and accumulation
 buffer; and the activations that one picture's forward pass keeps for the gradient, times the pictures a device holds.
-`composed` keeps them as `saved_activations` counts them; a step's peak on the CPU was 1.04 times that, above the state,
+`composed` keeps them as each family counts them; a step's peak on the CPU was 1.04 times that, above the state,
 for every model and batch measured (crossvit_9 with 4 and 16 pictures, crossvit_15 with 4). MindSpore itself and a
 compiled step come on top there. For other devices and half precision it is the same count, and not measured.
 """
@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .counts import block_saved
-from .crossvit_config import CrossViTConfig
+from .catalog import family_of
+from .family import Config
 
 FLOAT = 4
 WORK_SPACE = 1.04
@@ -36,7 +36,7 @@ class Memory:
 
 
 def training_memory(
-    config: CrossViTConfig | None, pictures: int, held: int, trained: int, accumulates: bool, on_cpu: bool
+    config: Config | None, pictures: int, held: int, trained: int, accumulates: bool, on_cpu: bool
 ) -> Memory:
     """The memory of a training step.
 
@@ -44,20 +44,6 @@ def training_memory(
     a gradient. accumulates: whether gradients of several micro-batches are added up.
     """
     state = FLOAT * (held + trained * (1 + accumulates))
-    activations = FLOAT * WORK_SPACE * pictures * saved_activations(config) if config else None
+    activations = FLOAT * WORK_SPACE * pictures * family_of(config).saved_activations(config) if config else None
     program = (CPU_PROCESS + CPU_GRAPH * (1 + accumulates)) if on_cpu else 0.0
     return Memory(state, activations, program)
-
-
-def saved_activations(config: CrossViTConfig) -> int:
-    """Numbers that one image's forward pass must keep for the gradient, at least.
-
-    What a backend keeps besides, and its work space, come on top.
-    """
-    total = 0
-    for triple in config.depth:
-        for i in range(2):
-            n, c = config.tokens[i], config.embed_dim[i]
-            total += triple[i] * block_saved(n, c, config.hidden_dim[i], config.num_heads[i])
-            total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
-    return total

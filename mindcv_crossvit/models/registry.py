@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+from dataclasses import fields
 from typing import Any
 
 from mindspore import amp, nn
@@ -10,8 +12,6 @@ from mindspore import amp, nn
 from ..ops import choose
 from ..runtime import seed_everything
 from . import catalog
-from .crossvit import CrossViT
-from .crossvit_config import FIELDS, VARIANTS
 
 
 def create_model(
@@ -30,9 +30,8 @@ def create_model(
     drop_path_rate: stochastic depth, 0 to 1 (exclusive).
     ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
     precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
-    overrides: arguments of the official constructor: img_size, patch_size, embed_dim, depth, num_heads, mlp_ratio,
-        multi_conv, qkv_bias; and numerics, "official" or "mindcv", see CrossViTConfig. For a MindCV model they are
-        passed on to it.
+    overrides: arguments of the family's official constructor, see CrossViTConfig for CrossViT's. For a MindCV model
+        they are passed on to it.
     Raises ValueError for an unknown name or argument, with the nearest known one, and for impossible sizes.
     """
     name = catalog.resolve(name)
@@ -44,13 +43,15 @@ def create_model(
         raise ValueError(f"num_classes must be a whole number from 1, not {num_classes!r}")
     if not 0 <= drop_path_rate < 1:
         raise ValueError(f"drop_path_rate must lie in [0, 1), not {drop_path_rate!r}")
+    family = catalog.family_of(name)
+    known = [f.name for f in fields(family.config)]
     for key in overrides:
-        if key not in FIELDS:
-            near = difflib.get_close_matches(key, FIELDS, 1) or [", ".join(FIELDS)]
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1) or [", ".join(known)]
             raise ValueError(f"{name} has no argument {key!r}; did you mean {near[0]}?")
-    return CrossViT(
-        VARIANTS[name].with_overrides(overrides), choose(ops, precision=precision), num_classes, drop_path_rate, seed
-    )
+    config = family.variants[name].with_overrides(overrides)
+    cells = importlib.import_module(f".{family.name}", __package__)
+    return cells.create(config, choose(ops, precision=precision), num_classes, drop_path_rate, seed)
 
 
 def _create_mindcv(name: str, num_classes: int, drop_path_rate: float, overrides: dict[str, Any]) -> nn.Cell:

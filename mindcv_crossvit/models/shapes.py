@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .counts import Shapes, block, linear, norm, patch_embed
+from .counts import block, linear, norm, patch_embed
 from .crossvit_config import NUMERICS, CrossViTConfig
+from .family import Shapes
 
 
 def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:

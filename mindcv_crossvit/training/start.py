@@ -13,8 +13,6 @@ from typing import Any
 
 from ..errors import UserError
 from ..models import catalog
-from ..models.crossvit_config import VARIANTS
-from ..models.shapes import parameter_shapes
 from ..recipe import Recipe
 from ..weights.fit import Fit, fit, is_head
 from ..weights.read import Weights, read_weights
@@ -70,7 +68,7 @@ def check_initial(weights: Weights, recipe: Recipe, classes: int) -> None:
     """Refuses initial weights that do not fit a model of the suite, before MindSpore starts. Raises UserError."""
     config = recipe.model.config()
     if config:
-        fit_initial(weights, parameter_shapes(config, classes), config.numerics)
+        fit_initial(weights, catalog.parameter_shapes(config, classes), getattr(config, "numerics", None))
 
 
 def fit_initial(weights: Weights, shapes: Mapping[str, tuple[int, ...]], numerics: str | None) -> Fit:
@@ -88,7 +86,7 @@ def _every_number(model: Mapping[str, Any]) -> dict[str, Any]:
     name, overrides = catalog.resolve(model["name"]), {k: v for k, v in model.items() if k != "name"}
     if name.startswith(catalog.MINDCV_PREFIX):
         return dict(model)
-    return {"name": name, **asdict(VARIANTS[name].with_overrides(overrides))}
+    return {"name": name, **asdict(catalog.VARIANTS[name].with_overrides(overrides))}
 
 
 def _class_difference(theirs: tuple[str, ...], ours: tuple[str, ...]) -> str:

@@ -129,7 +129,7 @@ def _problems(report: Report, numerics: str | None, heads: list[str], partial: b
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter belongs to a classifier head of a CrossViT."""
+    """Whether a parameter belongs to a classifier head."""
     return name.startswith("head.")
 
 
@@ -147,13 +147,13 @@ def resize_positions(pos_1nc: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def _can_be_resized(name: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    if not name.startswith("pos_embed.") or len(given) != 3 or given[::2] != wanted[::2]:
+    if name.partition(".")[0] != "pos_embed" or len(given) != 3 or given[::2] != wanted[::2]:
         return False
     return all(n > 1 and math.isqrt(n - 1) ** 2 == n - 1 for n in (given[1], wanted[1]))
 
 
 def _is_weight(tensor: np.ndarray, weights: Weights) -> bool:
-    """A CrossViT has floating-point parameters only."""
+    """The suite's models have floating-point parameters only."""
     return tensor.dtype.kind == "f" or weights.numerics is None
 
 

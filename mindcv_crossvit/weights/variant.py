@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from ..models.crossvit_config import FIELDS, VARIANTS, CrossViTConfig
-from ..models.shapes import Shapes, parameter_shapes
+from ..models.catalog import FAMILIES, VARIANTS, parameter_shapes
+from ..models.family import Shapes
 from ..training.checkpoint import Checkpoint
 from .names import OFFICIAL
 from .read import Weights
@@ -30,17 +29,20 @@ def find_variant(weights: Weights) -> Variant:
     Raises UserError with the nearest one when there is none.
     """
     given: Shapes = {n: t.shape for n, t in weights.tensors.items()}
-    head = given.get("head.0.weight", ())
+    head = given.get("head.0.weight") or given.get("head.weight") or ()
     classes = head[0] if len(head) == 2 else 0
     special = {"numerics": weights.numerics} if weights.numerics not in (None, OFFICIAL) else {}
-    candidates = [(name, {}) for name in VARIANTS]
-    candidates += [(n, {"img_size": size}) for n, c in VARIANTS.items() if (size := _img_size(given, c))]
+    models = [(family, name, config) for family in FAMILIES for name, config in family.variants.items()]
+    candidates: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in VARIANTS]
+    candidates += [(name, size) for family, name, config in models if (size := family.size_of(config, given))]
     differences = {}
     for name, overrides in candidates:
-        wanted = parameter_shapes(_config(name, {**overrides, **special}), classes)
+        config = VARIANTS[name]
+        changes = {key: value for key, value in {**overrides, **special}.items() if hasattr(config, key)}
+        wanted = parameter_shapes(config.with_overrides(changes), classes)
         wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
         if not wrong:
-            return Variant(name, {**overrides, **special}, classes)
+            return Variant(name, changes, classes)
         differences[name] = min(differences.get(name, wrong), wrong, key=len)
     nearest = min(differences, key=lambda n: len(differences[n]))
     wrong = sorted(differences[nearest])
@@ -69,19 +71,3 @@ def as_checkpoint(weights: Weights, class_names: Sequence[str] = ()) -> Checkpoi
         "converted_from": {"file": weights.path.name, "kind": weights.kind},
     }
     return Checkpoint(weights.path, {f"model.{n}": t for n, t in weights.tensors.items()}, meta)
-
-
-def _config(name: str, overrides: dict[str, Any]) -> CrossViTConfig:
-    return VARIANTS[name].with_overrides({k: v for k, v in overrides.items() if k in FIELDS})
-
-
-def _img_size(given: Shapes, config: CrossViTConfig) -> tuple[int, int] | None:
-    """Pixels of the branches for which the position embeddings were made; None where they have no square grid."""
-    sizes = []
-    for i in range(2):
-        shape = given.get(f"pos_embed.{i}", ())
-        side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
-        if not side or side**2 != shape[1] - 1:
-            return None
-        sizes.append(side * config.patch_size[i])
-    return sizes[0], sizes[1]
