@@ -94,7 +94,19 @@ class DeiTModel(Model):
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
 
 
-SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "deit": DeiTModel}
+@dataclass(frozen=True)
+class CabViTModel(Model):
+    """A CabViT-H; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None, "pixels, a multiple of 32; null: the variant's", auto="the variant's, or smaller where the pictures are"
+    )
+    embed_dims: tuple[int, int, int, int] | None = setting(None, "width of each stage", at_least=1)
+    depths: tuple[int, int, int, int] | None = setting(None, "blocks of each stage", at_least=1)
+    num_heads: tuple[int, int, int, int] | None = setting(None, "heads of each stage, 0 for the first two", at_least=0)
+
+
+SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "deit": DeiTModel, "cabvit": CabViTModel}
 """By the family's name."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reference import reference
+from reference import assert_summary, reference
 
 from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.deit_config import VARIANTS, DeiTConfig, macs, parameter_shapes
@@ -99,19 +99,7 @@ def test_gradients_are_timms(case, implementation):
     assert float(loss.asnumpy()) == pytest.approx(expected["loss"], abs=2e-6)
     np.testing.assert_allclose(logits.asnumpy(), expected["logits"], rtol=0, atol=2e-5)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        assert_gradient(parameter.name, gradient.asnumpy(), expected["gradients"][parameter.name])
-
-
-def assert_gradient(name: str, values: np.ndarray, expected: dict) -> None:
-    values = values.astype(np.float64)
-    found = [values.sum(), np.sqrt((values**2).sum()), (values * rules.u(name, values.shape)).sum()]
-    np.testing.assert_allclose(
-        [*found, *values.reshape(-1)[:4]],
-        [expected["sum"], expected["norm"], expected["dot"], *expected["first"]],
-        rtol=0,
-        atol=3e-5 * max(expected["norm"], 1e-3),  # some gradients are zero but for rounding
-        err_msg=name,
-    )
+        assert_summary(parameter.name, gradient.asnumpy(), expected["gradients"][parameter.name])
 
 
 @pytest.mark.usefixtures("graph_mode")

@@ -53,6 +53,7 @@ ROOMS += [
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",
+    "models.cabvit_config": "settings",
     "models.checks": "settings",
     "models.counts": "settings",
     "models.crossvit_config": "settings",

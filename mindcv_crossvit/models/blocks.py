@@ -70,11 +70,23 @@ class Conv2d(nn.Cell):
         self.op, self.half, self.half_out = op.conv2d(kernel, stride, pad, from_image), op.half, op.half_branch
 
     def construct(self, x):
+        return self.with_weights(x, self.weight, self.bias)
+
+    def with_weights(self, x, weight_oikk, bias_o):
+        """The same convolution with other weights, None for no bias."""
         if not self.half:
-            return self.op(x, self.weight, self.bias)
-        bias = None if self.bias is None else self.bias.astype(ms.float16)
-        y = self.op(x.astype(ms.float16), self.weight.astype(ms.float16), bias)
+            return self.op(x, weight_oikk, bias_o)
+        bias_o = None if bias_o is None else bias_o.astype(ms.float16)
+        y = self.op(x.astype(ms.float16), weight_oikk.astype(ms.float16), bias_o)
         return y if self.half_out else y.astype(ms.float32)
+
+
+class DepthwiseConv2d(Conv2d):
+    """A convolution of each channel by itself."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, pad: int, op: Ops, bias: bool = True):
+        super().__init__((1, channels), kernel, stride, pad, op, bias=bias)
+        self.op = op.depthwise(kernel, stride, pad)
 
 
 class Mlp(nn.Cell):

@@ -6,6 +6,7 @@ import difflib
 import re
 from typing import Any
 
+from . import cabvit_config as cabvit
 from . import crossvit_config as crossvit
 from . import deit_config as deit
 from .family import Config, Family, Shapes
@@ -36,6 +37,17 @@ FAMILIES = (
         sized=deit.sized,
         layers=lambda config: config.depth,
         size_of=deit.size_of,
+    ),
+    Family(
+        name="cabvit",
+        config=cabvit.CabViTConfig,
+        variants=cabvit.VARIANTS,
+        parameter_shapes=cabvit.parameter_shapes,
+        macs=cabvit.macs,
+        saved_activations=cabvit.saved_activations,
+        sized=cabvit.sized,
+        layers=lambda config: len(config.depths),
+        size_of=cabvit.size_of,
     ),
 )
 VARIANTS: dict[str, Any] = {name: config for family in FAMILIES for name, config in family.variants.items()}

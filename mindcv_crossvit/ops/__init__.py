@@ -37,7 +37,14 @@ class Ops:
     conv2d(kernel, stride, pad, from_image)
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
+    depthwise(kernel, stride, pad)(map, weight [C, 1, k, k], bias [C] or None) -> map
+    batch_norm(eps, ranks)        (map, weight [C], bias [C]) -> (map, mean [C], biased variance [C] of the batch), over
+                                  the batches of `ranks` ranks (1, or all of them)
     to_tokens()                   map -> [B*N, C], row-major
+    to_map()                      (tokens [B*H*W, C], H, W) -> map
+    biased_attention(heads)       (q [B, N, C], k [B, M, C], v [B, M, C], bias [H, N, M], mask [W, 1 or N, M] or None)
+                                  -> softmax(q k^T / sqrt(C/H) + bias + mask) v [B, N, C], all float32; with a mask
+                                  B = pictures * W, the windows of a picture one after the other
     """
 
     name: str
@@ -50,10 +57,16 @@ class Ops:
     class_attention: Callable[[int, int], Any]
     norm_class_attention: Callable[[int, int, float], Any]
     conv2d: Callable[[int, int, int, bool], Any]
+    depthwise: Callable[[int, int, int], Any]
+    batch_norm: Callable[[float, int], Any]
     to_tokens: Callable[[], Any]
+    to_map: Callable[[], Any]
+    biased_attention: Callable[[int], Any]
     precision: str = "O0"
     """What is float16: O0 nothing; O1 the inputs of matrix products and convolutions; O2 their outputs, too, and what
     lies between them in a branch; O3 the residual stream, too. Norms, softmax and loss are float32 always."""
+    ranks: int = 1
+    """Over how many ranks a model's batch norms take their statistics while training: 1, or all of them."""
 
     def with_gelu(self, approximate: str) -> Ops:
         """The same primitives with this form of GELU throughout."""
@@ -84,7 +97,7 @@ class Ops:
         return self.precision == "O3"
 
 
-def choose(name: str = "auto", device: str | None = None, precision: str = "O0") -> Ops:
+def choose(name: str = "auto", device: str | None = None, precision: str = "O0", ranks: int = 1) -> Ops:
     """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
 
     Raises ValueError for an unknown name or precision.
@@ -100,7 +113,7 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0")
     if name == "composed":
         from .composed import COMPOSED
 
-        return replace(COMPOSED, precision=precision)
+        return replace(COMPOSED, precision=precision, ranks=ranks)
     from .standard import STANDARD
 
-    return replace(STANDARD, precision=precision)
+    return replace(STANDARD, precision=precision, ranks=ranks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import mindspore as ms
 from mindspore import nn, ops
 
+from ..runtime import all_reduce
 from . import Ops
 
 
@@ -125,11 +126,75 @@ class Conv2d(nn.Cell):
         return ops.conv2d(x_bchw, weight_oikk, bias_o, stride=self.stride, pad_mode="pad", padding=self.pad)
 
 
+class Depthwise(nn.Cell):
+    """Convolution of each channel by itself on maps [B, C, H, W]."""
+
+    def __init__(self, kernel: int, stride: int, pad: int):
+        super().__init__()
+        self.stride, self.pad = stride, pad
+
+    def construct(self, x_bchw, weight_c1kk, bias_c=None):
+        channels = weight_c1kk.shape[0]
+        return ops.conv2d(x_bchw, weight_c1kk, bias_c, self.stride, "pad", self.pad, 1, channels)
+
+
+class BatchNorm(nn.Cell):
+    """On maps [B, C, H, W]. Written out: MindSpore's operator keeps running statistics of its own, and each backend
+    another variance; its SyncBatchNorm is Ascend's only."""
+
+    def __init__(self, eps: float, ranks: int = 1):
+        super().__init__()
+        self.eps, self.ranks = eps, ranks
+        if ranks > 1:
+            self.sum_of_ranks = all_reduce()
+
+    def construct(self, x_bchw, weight_c, bias_c):
+        mean_c = self._mean(x_bchw)
+        centred = x_bchw - mean_c.reshape(1, -1, 1, 1)
+        variance_c = self._mean(centred * centred)
+        factor_c = weight_c * ops.rsqrt(variance_c + self.eps)
+        y_bchw = centred * factor_c.reshape(1, -1, 1, 1) + bias_c.reshape(1, -1, 1, 1)
+        return y_bchw, mean_c, variance_c
+
+    def _mean(self, x_bchw):
+        mean_c = x_bchw.mean((0, 2, 3))
+        return self.sum_of_ranks(mean_c) / self.ranks if self.ranks > 1 else mean_c
+
+
 class ToTokens(nn.Cell):
     """[B, C, H, W] -> [B*H*W, C]."""
 
     def construct(self, x_bchw):
         return ops.transpose(x_bchw, (0, 2, 3, 1)).reshape(-1, x_bchw.shape[1])
+
+
+class ToMap(nn.Cell):
+    """[B*H*W, C] -> [B, C, H, W]."""
+
+    def construct(self, x_tc, height, width):
+        return ops.transpose(x_tc.reshape(-1, height, width, x_tc.shape[1]), (0, 3, 1, 2))
+
+
+class BiasedAttention(nn.Cell):
+    """softmax(q k^T / sqrt(D) + bias + mask) v."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads = heads
+
+    def construct(self, q_bnc, k_bmc, v_bmc, bias_hnm, mask_wnm=None):
+        h, width = self.heads, q_bnc.shape[2]
+        head_dim = width // h
+        q_bhnd = ops.transpose(q_bnc.reshape(-1, q_bnc.shape[1], h, head_dim), (0, 2, 1, 3))
+        k_bhdm = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 3, 1))
+        v_bhmd = ops.transpose(v_bmc.reshape(-1, v_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
+        scores = ops.matmul(q_bhnd * head_dim**-0.5, k_bhdm).astype(ms.float32) + bias_hnm
+        if mask_wnm is not None:
+            shape = scores.shape
+            scores = scores.reshape(-1, mask_wnm.shape[0], *shape[1:]) + mask_wnm.expand_dims(1)
+            scores = scores.reshape(shape)
+        out_bhnd = ops.matmul(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
+        return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(q_bnc.shape)
 
 
 STANDARD = Ops(
@@ -143,5 +208,9 @@ STANDARD = Ops(
     ClassAttention,
     NormClassAttention,
     Conv2d,
+    Depthwise,
+    BatchNorm,
     ToTokens,
+    ToMap,
+    BiasedAttention,
 )

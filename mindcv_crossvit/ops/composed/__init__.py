@@ -8,9 +8,12 @@ nothing else than these waits for the gradient (`ops.depend`).
 from .. import Ops
 from ..standard import ClassAttention  # between half-precision products only
 from .attention import Attention, NormClassAttention
-from .conv import Conv2d, ToTokens
+from .biased_attention import BiasedAttention
+from .conv import Conv2d, ToMap, ToTokens
+from .depthwise import Depthwise
 from .linear import LayerNorm, Linear, NormLinear
 from .mlp import Gelu, NormMlp
+from .norm import BatchNorm
 
 COMPOSED = Ops(
     "composed",
@@ -23,5 +26,9 @@ COMPOSED = Ops(
     ClassAttention,
     NormClassAttention,
     Conv2d,
+    Depthwise,
+    BatchNorm,
     ToTokens,
+    ToMap,
+    BiasedAttention,
 )

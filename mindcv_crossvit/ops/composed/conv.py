@@ -79,3 +79,10 @@ class ToTokens(nn.Cell):
 
     def construct(self, x_bhwc):
         return x_bhwc.reshape(-1, x_bhwc.shape[3])
+
+
+class ToMap(nn.Cell):
+    """[B*H*W, C] -> [B, H, W, C]."""
+
+    def construct(self, x_tc, height, width):
+        return x_tc.reshape(-1, height, width, x_tc.shape[1])
