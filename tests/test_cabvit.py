@@ -239,3 +239,28 @@ def test_fresh_weights_are_the_authors_and_the_seeds():
             assert (value == 1).all(), name
         elif last in ("attention_biases", "s_token_bias", "running_mean", "bias"):
             assert not value.any(), name
+
+
+def onnx_logits(name: str, overrides: dict, pictures: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    from mindcv_crossvit.export.cabvit_onnx import onnx_model
+
+    config = VARIANTS[name].with_overrides(overrides)
+    classes = 10 if overrides else 1000
+    tensors = {n: rules.weight(n, shape) for n, shape in parameter_shapes(config, classes).items()}
+    model = onnx_model(config, tensors, len(pictures)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"images": pictures})[0]
+
+
+@pytest.mark.parametrize("row", CASE["rows"], ids=lambda row: row["model"])
+def test_the_onnx_graph_gives_the_official_logits(row):
+    logits = onnx_logits(row["model"], {}, rules.picture((2, 3, 224, 224)))
+    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)
+    np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], [row["sum"], row["abs_sum"]], rtol=0, atol=5e-3)
+
+
+def test_the_onnx_graph_of_a_small_model_gives_pytorchs_logits():
+    expected = np.reshape(CASE["logits"], (4, 10))
+    np.testing.assert_allclose(onnx_logits("cabvit_h_l1", SMALL, images()), expected, rtol=0, atol=2e-5)

@@ -133,3 +133,17 @@ def test_an_input_of_another_size_is_refused():
 
     with pytest.raises(ValueError, match="images of 32 pixels"):
         make(small("linear"), 2)(Tensor(np.zeros((1, 3, 36, 36), np.float32)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_onnx_graph_gives_timms_logits(case):
+    import onnxruntime
+
+    from mindcv_crossvit.export.deit_onnx import onnx_model
+
+    config = small(case)
+    tensors = {name: rules.weight(name, shape) for name, shape in parameter_shapes(config, 10).items()}
+    model = onnx_model(config, tensors, 3).SerializeToString()
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    logits = session.run(None, {"images": rules.picture((3, 3, config.img_size, config.img_size))})[0]
+    np.testing.assert_allclose(logits, CASES[case]["logits"], rtol=0, atol=2e-5)

@@ -92,6 +92,18 @@ def test_composed_equals_standard(primitive):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=atol)
 
 
+def test_both_scale_pictures():
+    both = [
+        values_and_gradients(lambda op: op.scale_pictures(), name, [(10, 6), (5,)])[:2]
+        for name in ("composed", "standard")
+    ]
+    factors, sens = (2 * rules.u("input 1", (5,))).astype(np.float32), rules.u("sens", (10, 6)).astype(np.float32)
+    for output, gradient in both:
+        np.testing.assert_allclose(gradient, sens * np.repeat(factors, 2)[:, None], rtol=1e-6)
+        x = (2 * rules.u("input 0", (10, 6))).astype(np.float32)
+        np.testing.assert_allclose(output, x * np.repeat(factors, 2)[:, None], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "kernel, stride, pad, size, from_image, bias",
     [*((*case, True) for case in CONVOLUTIONS), (7, 4, 3, 24, True, False), (3, 2, 1, 8, False, False)],

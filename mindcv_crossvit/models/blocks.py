@@ -122,20 +122,19 @@ class DropPath(nn.Cell):
     that a run can be repeated exactly. Without it the layer draws by itself while training, for other people's loops.
     """
 
-    def __init__(self, rate: float, draw: int, tokens: int):
+    def __init__(self, rate: float, draw: int, tokens: int, op: Ops):
         super().__init__()
         self.rate, self.draw, self.tokens = rate, draw, tokens
-        self.own_draw = nn.Dropout(p=rate)
+        self.own_draw, self.scale = nn.Dropout(p=rate), op.scale_pictures()
 
     def construct(self, y_tc, drop_scale=None):
         if self.rate == 0 or not self.training:
             return y_tc
-        y_bnc = y_tc.reshape(-1, self.tokens, y_tc.shape[1])
         if drop_scale is None:
-            scale = self.own_draw(ops.ones((y_bnc.shape[0], 1, 1), ms.float32))
+            scale_b = self.own_draw(ops.ones((y_tc.shape[0] // self.tokens,), ms.float32))
         else:
-            scale = drop_scale[self.draw].reshape(-1, 1, 1)
-        return (y_bnc * scale.astype(y_bnc.dtype)).reshape(y_tc.shape)
+            scale_b = drop_scale[self.draw]
+        return self.scale(y_tc, scale_b)
 
 
 class DropPathSchedule:
@@ -144,12 +143,12 @@ class DropPathSchedule:
     def __init__(self) -> None:
         self.rates: list[float] = []
 
-    def layer(self, rate: float, tokens: int) -> DropPath:
+    def layer(self, rate: float, tokens: int, op: Ops) -> DropPath:
         rate = float(rate)
         draw = len(self.rates)
         if rate > 0:
             self.rates.append(rate)
-        return DropPath(rate, draw, tokens)
+        return DropPath(rate, draw, tokens, op)
 
 
 class Block(nn.Cell):
@@ -175,8 +174,8 @@ class Block(nn.Cell):
         self.attn = Attention(dim, heads, tokens, op, qkv_bias)
         self.norm2 = LayerNorm(dim, op, eps)
         self.mlp = Mlp(dim, hidden, op)
-        self.drop_attn = drops.layer(drop_path, tokens)
-        self.drop_mlp = drops.layer(drop_path, tokens)
+        self.drop_attn = drops.layer(drop_path, tokens, op)
+        self.drop_mlp = drops.layer(drop_path, tokens, op)
         self.norm_linear, self.norm_mlp, self.half = op.norm_linear(eps), op.norm_mlp(eps), op.half
 
     def construct(self, x_tc, drop_scale=None):
@@ -217,7 +216,7 @@ class CrossAttentionBlock(nn.Cell):
         self.tokens = tokens
         self.norm1 = LayerNorm(dim, op, eps)
         self.attn = CrossAttention(dim, heads, tokens, op, qkv_bias)
-        self.drop = drops.layer(drop_path, 1)
+        self.drop = drops.layer(drop_path, 1, op)
         self.norm_attend, self.half = op.norm_class_attention(tokens, heads, eps), op.half
 
     def construct(self, cls_bc, x_tc, drop_scale=None):

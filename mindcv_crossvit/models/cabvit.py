@@ -64,7 +64,7 @@ class ConvBlock(nn.Cell):
         self.dwconv = DepthwiseConv2d(dim, 7, 1, 3, op)
         self.norm = LayerNorm(dim, op, CONV_EPS)
         self.pwconv1, self.pwconv2 = Linear(dim, 4 * dim, op), Linear(4 * dim, dim, op)
-        self.drop = drops.layer(drop_path, side * side)
+        self.drop = drops.layer(drop_path, side * side, op)
         self.to_map, self.to_tokens = op.to_map(), op.to_tokens()
         self.norm_mlp, self.gelu = op.norm_mlp(CONV_EPS), op.gelu()
 
@@ -106,8 +106,8 @@ class CabBlock(nn.Cell):
         self.mlp = DoubleNormMlp(dim, op)
         self.expand = DistanceBias(self.side)
         self.attend, self.norm_linear, self.linear = op.biased_attention(heads), op.norm_linear(EPS), op.linear()
-        self.drop_attn = drops.layer(drop_path, self.tokens)
-        self.drop_mlp = drops.layer(drop_path, self.tokens)
+        self.drop_attn = drops.layer(drop_path, self.tokens, op)
+        self.drop_mlp = drops.layer(drop_path, self.tokens, op)
         self.to_map, self.to_tokens = op.to_map(), op.to_tokens()
 
     def construct(self, x_tc, digests_bmc, drop_scale=None):

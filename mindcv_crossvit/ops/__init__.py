@@ -34,6 +34,7 @@ class Ops:
                                   (class tokens [B, C], x [B*N, C], norm's weight and bias [C], weight [C, C] and
                                   bias [C] or None of q, k and v) -> attention of layer_norm(class token) to
                                   layer_norm(x) [B, C]
+    scale_pictures()              (x [B*N, C], factors [B]) -> [B*N, C]; no gradient of the factors
     conv2d(kernel, stride, pad, from_image)
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
@@ -56,6 +57,7 @@ class Ops:
     attention: Callable[[int, int], Any]
     class_attention: Callable[[int, int], Any]
     norm_class_attention: Callable[[int, int, float], Any]
+    scale_pictures: Callable[[], Any]
     conv2d: Callable[[int, int, int, bool], Any]
     depthwise: Callable[[int, int, int], Any]
     batch_norm: Callable[[float, int], Any]

@@ -114,6 +114,14 @@ def _attend(q, k, v):
     return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
 
 
+class ScalePictures(nn.Cell):
+    """Each picture's tokens times a factor of its own."""
+
+    def construct(self, x_tc, factors_b):
+        batch = factors_b.shape[0]
+        return (x_tc.reshape(batch, -1) * factors_b.reshape(batch, 1).astype(x_tc.dtype)).reshape(x_tc.shape)
+
+
 class Conv2d(nn.Cell):
     """Convolution on maps [B, C, H, W]."""
 
@@ -207,6 +215,7 @@ STANDARD = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    ScalePictures,
     Conv2d,
     Depthwise,
     BatchNorm,

@@ -11,7 +11,7 @@ from .attention import Attention, NormClassAttention
 from .biased_attention import BiasedAttention
 from .conv import Conv2d, ToMap, ToTokens
 from .depthwise import Depthwise
-from .linear import LayerNorm, Linear, NormLinear
+from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
 from .norm import BatchNorm
 
@@ -25,6 +25,7 @@ COMPOSED = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    ScalePictures,
     Conv2d,
     Depthwise,
     BatchNorm,

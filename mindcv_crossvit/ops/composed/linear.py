@@ -133,3 +133,15 @@ class NormLinear(nn.Cell):
         if bias_o is None:
             bias_o = ops.zeros((weight_oc.shape[0],), weight_oc.dtype)
         return self.inner(x_tc, g_c, b_c, weight_oc, bias_o)[0]
+
+
+class ScalePictures(nn.Cell):
+    """Each picture's tokens times a factor of its own; nothing of their size is kept."""
+
+    def construct(self, x_tc, factors_b):
+        batch, size = factors_b.shape[0], x_tc.size // factors_b.shape[0]
+        factors = _tile(factors_b.reshape(batch, 1), (1, size)).reshape(x_tc.shape)
+        return x_tc * factors.astype(x_tc.dtype)
+
+    def bprop(self, x_tc, factors_b, out, dout):
+        return self.construct(dout, factors_b), ops.zeros_like(factors_b)
