@@ -4,7 +4,7 @@
 
 Every picture counts once, on any number of devices. The last line is JSON: {"top1": .., "top5": .., "loss": ..,
 "images": .., "checkpoint": .., "model": ..}, in percent; "ema_top1", "ema_top5" and "ema_loss" besides where the
-checkpoint has a moving average.
+checkpoint has a moving average, and "branch" where the head of one branch alone is scored (--branch small).
 """
 
 import json
@@ -14,7 +14,7 @@ from mindcv_crossvit import cli, runtime
 from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.errors import run_main
-from mindcv_crossvit.export.run import every_logits, read_trained
+from mindcv_crossvit.export.run import check_branch, every_logits, read_trained
 from mindcv_crossvit.training.start import check_fits
 
 
@@ -28,6 +28,7 @@ def main() -> int:
     trained = read_trained(Path(arguments.ckpt_path), arguments.runtime, data.class_names)
     recipe, _ = adapt(recipe, data, pretrained=True, begun=trained.meta.get("recipe") or trained.meta)
     check_fits(trained, recipe, data.class_names)
+    check_branch(trained, recipe, arguments.branch)
 
     from mindcv_crossvit import build
     from mindcv_crossvit.evaluation import evaluate
@@ -36,11 +37,11 @@ def main() -> int:
     process = runtime.start(recipe.run.device)
     scores = {}
     with build.build_loader(recipe, {"val": build.eval_view(recipe, data)}) as loader:
-        for part, logits in every_logits(trained, recipe, arguments.runtime):
+        for part, logits in every_logits(trained, recipe, arguments.runtime, arguments.branch):
             scores[part] = evaluate(logits, loader, data.val.labels, recipe.evaluate.batch, process)
     if process.is_main:
-        print(score_table(scores, trained))
-        print(json.dumps(score_facts(scores, trained)))
+        print(score_table(scores, trained, arguments.branch))
+        print(json.dumps(score_facts(scores, trained, arguments.branch)))
     return 0
 
 

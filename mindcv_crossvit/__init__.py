@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from . import mindcv_bridge
 from .models.catalog import list_models
+
+# Threads that wait by spinning take the time of those that work; read when an OpenMP library is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
     from .models.registry import create_model

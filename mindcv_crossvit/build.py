@@ -178,7 +178,7 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
     decays = sum(decayed(parameters, recipe.optimizer.no_decay))
     untrained = sum(p.size for p in state.model.get_parameters()) - count
     frozen = untrained - sum(p.size for p in running_statistics(state.model))
-    still = f" and {frozen:,} frozen ones" if recipe.optimizer.freeze else ""
+    still = f" and {frozen:,} frozen ones" if frozen and (config or recipe.optimizer.freeze) else ""
     return [
         ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters{still}, {size} px{work}"),
         ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),

@@ -35,6 +35,9 @@ def validate_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Options of validate.py."""
     parser = _parser("Score a checkpoint: top-1, top-5 and cross-entropy over every picture once.")
     parser.add_argument("--ckpt_path", required=True, metavar="PATH", help="the checkpoint, or an exported file")
+    parser.add_argument(
+        "--branch", metavar="small|large", help="CrossViT: the head of this branch alone (default: the mean of both)"
+    )
     _add_runtime(parser)
     return parser.parse_args(argv)
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from .attention_picture import Panel
 from .data.transforms import EvalTransform, Normalise
 from .errors import UserError
-from .models.catalog import MINDCV_PREFIX, family_of
+from .models.catalog import MINDCV_PREFIX, VARIANTS, family_of, resolve
 from .recipe import Recipe
 from .recipe_file import parse_recipe
 from .training.checkpoint import Checkpoint, Described
@@ -78,7 +78,7 @@ def model_from_checkpoint(
 ) -> nn.Cell:
     """The trained model, in evaluation mode.
 
-    ops: `auto` (by device), `standard` or `composed`. part: `model` for the weights, `ema` for their moving average.
+    ops: `auto` (by device), `standard`, `composed` or `native`. part: `model`, or `ema` for the moving average.
     precision: O0 to O3, None for what it was trained in.
     Raises UserError when the checkpoint's tensors do not fit its own description, or MindCV has no such model.
     """
@@ -178,8 +178,20 @@ def check_request(trained: Described, top: int | None, part: str, attention: boo
     else:
         if part == "ema" and not trained.part("ema"):
             problems.append(f"--weights ema: {trained.path} has no moving average (ema.decay was null); use model")
-        if attention and (name.startswith(MINDCV_PREFIX) or not family_of(name).attends):
-            problems.append(f"--attention: {name} has no class tokens that read another branch; only CrossViT has")
+        if attention and not _attends(trained.meta["model"]):
+            problems.append(
+                f"--attention: this {name} has no class tokens that read another branch; only CrossViT with its"
+                " cross-attention has"
+            )
     if problems:
         raise UserError(problems)
     return min(5, classes) if top is None else top
+
+
+def _attends(model: Mapping[str, Any]) -> bool:
+    """Whether attention can be drawn of a model: its name and overrides."""
+    name = resolve(model["name"])
+    if name.startswith(MINDCV_PREFIX):
+        return False
+    config = VARIANTS[name].with_overrides({key: value for key, value in model.items() if key != "name"})
+    return family_of(config).attends(config)

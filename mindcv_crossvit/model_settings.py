@@ -7,9 +7,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .models import catalog
-from .models.crossvit_config import NUMERICS
+from .models.crossformer_config import GROUP_TYPES
+from .models.crossvit_config import BACKBONES, FUSIONS, NUMERICS
 from .models.family import Config
 from .settings import meaning, setting
+
+MANY, SIDE, WIDTH, BLOCKS = 1_000_000, 10_000, 100_000, 1000
+"""More classes, pixels, width and blocks than anybody asks for but by mistake; they would only fail later."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,7 @@ class Model:
 
     name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
     drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
-    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1)
+    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1, at_most=MANY)
 
     def overrides(self) -> dict[str, Any]:
         """The family's own settings that differ from their defaults: arguments of the official constructor."""
@@ -44,7 +48,7 @@ _COMMON = tuple(f.name for f in fields(Model))
 class MindCVModel(Model):
     """A model of MindCV's zoo, `mindcv/NAME`, as it is."""
 
-    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1)
+    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1, at_most=SIDE)
 
     def overrides(self) -> dict[str, Any]:
         """None: MindCV's constructors have arguments of their own."""
@@ -69,13 +73,20 @@ class CrossViTModel(Model):
         "pixels of the small and the large branch; null: the variant's",
         auto="the variant's, or smaller where the pictures are",
         at_least=1,
+        at_most=SIDE,
     )
-    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1)
-    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1)
-    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0)
-    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
-    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
+    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1, at_most=SIDE)
+    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1, at_most=WIDTH)
+    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0, at_most=BLOCKS)
+    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1, at_most=WIDTH)
+    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0, at_most=BLOCKS)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+    hybrid_backbone: str | None = setting(
+        None, "token-to-token patch embeddings in both branches, with softmax or linear attention", choices=BACKBONES
+    )
+    fusion: str = setting("cross_attention", "how the branches exchange what they know", choices=FUSIONS)
+    cls_token: bool = setting(True, "false: no class tokens, the mean of a branch's patches in their place")
+    identity_projs: bool = setting(False, "no projections between branches of equal width")
     numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
 
 
@@ -106,7 +117,42 @@ class CabViTModel(Model):
     num_heads: tuple[int, int, int, int] | None = setting(None, "heads of each stage, 0 for the first two", at_least=0)
 
 
-SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "deit": DeiTModel, "cabvit": CabViTModel}
+@dataclass(frozen=True)
+class CrossFormerModel(Model):
+    """A CrossFormer or CrossFormer++; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None,
+        "pixels of the input, 224 for all variants; weights fit any size",
+        auto="the variant's, or smaller where the pictures are",
+        at_least=1,
+    )
+    patch_size: tuple[int, ...] | None = setting(
+        None, "kernels of the first embedding in pixels, the first one its stride", at_least=1
+    )
+    embed_dim: int | None = setting(None, "width of the first stage; every further one has twice that", at_least=1)
+    depths: tuple[int, ...] | None = setting(None, "blocks, per stage", at_least=1)
+    num_heads: tuple[int, ...] | None = setting(None, "heads, per stage", at_least=1)
+    group_size: tuple[int, ...] | None = setting(None, "tokens on a group's side, per stage", at_least=1)
+    crs_interval: tuple[int, ...] | None = setting(
+        None, "tokens from one to the next in a long-distance group, per stage", at_least=1
+    )
+    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per stage", above=0)
+    merge_size: tuple[tuple[int, ...], ...] | None = setting(
+        None, "kernels of the embedding after each stage but the last", at_least=1
+    )
+    use_acl: bool | None = setting(None, "amplitude cooling layers (CrossFormer++)")
+    group_type: str = setting("constant", "how groups grow with depth", choices=GROUP_TYPES)
+    pad_type: int = setting(0, "where grids are padded: 0 bottom and right, 1 on both sides", at_least=0, at_most=1)
+    no_mask: bool = setting(False, "tokens attend to padding, too")
+
+
+SETTINGS: dict[str, type[Model]] = {
+    "crossvit": CrossViTModel,
+    "crossformer": CrossFormerModel,
+    "deit": DeiTModel,
+    "cabvit": CabViTModel,
+}
 """By the family's name."""
 
 

@@ -18,7 +18,8 @@ class Plan:
     """The numbers a run is made of.
 
     per_device: pictures a device holds at once. accumulation: such batches per update. lr: peak learning rate.
-    group: pictures that share a mixing draw. notes: departures from the recipe, each a sentence.
+    group: pictures that share a mixing draw. notes: departures from the recipe, each a sentence. ends_scale: what the
+    schedule's warmup_lr and min_lr are multiplied by.
     """
 
     world: int
@@ -34,6 +35,7 @@ class Plan:
     total_steps: int
     data_note: str
     notes: tuple[str, ...]
+    ends_scale: float = 1.0
 
 
 def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
@@ -67,6 +69,7 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         total_steps=steps * recipe.schedule.epochs,
         data_note=data.note,
         notes=tuple(notes),
+        ends_scale=lr_scale(recipe) if recipe.schedule.scaled_ends else 1.0,
     )
 
 
@@ -96,9 +99,14 @@ def all_reduce_bytes(parameters: int, world: int) -> float:
 
 def scaled_lr(recipe: Recipe) -> float:
     """The peak learning rate: the reference rate, scaled with the global batch."""
+    return recipe.optimizer.lr * lr_scale(recipe)
+
+
+def lr_scale(recipe: Recipe) -> float:
+    """What the reference learning rate is multiplied by for the recipe's global batch."""
     o = recipe.optimizer
     ratio = recipe.batch.global_batch / o.lr_batch
-    return o.lr * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[o.lr_scaling]
+    return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[o.lr_scaling]
 
 
 def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
@@ -109,6 +117,7 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
         "sqrt": f"{o.lr:g} x sqrt({plan.global_batch}/{o.lr_batch}) = ",
         "none": "",
     }[o.lr_scaling]
+    start, end = s.warmup_lr * plan.ends_scale, s.min_lr * plan.ends_scale
     devices = f"{plan.world} device{'s' if plan.world > 1 else ''}"
     lines = [
         (
@@ -121,7 +130,7 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
             f"{devices} x {plan.per_device} x {plan.accumulation} accumulation"
             f" = {plan.global_batch} pictures per update",
         ),
-        ("lr", f"{rule}{plan.lr:g}; {s.warmup_epochs:g} epochs warm-up from {s.warmup_lr:g}, cosine to {s.min_lr:g}"),
+        ("lr", f"{rule}{plan.lr:g}; {s.warmup_epochs:g} epochs warm-up from {start:g}, cosine to {end:g}"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in {s.epochs} epochs"),
     ]
     return lines + [("note", note) for note in plan.notes]

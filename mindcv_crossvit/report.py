@@ -77,21 +77,26 @@ def draw_comparison(runs: dict[str, list[Path]], path: Path) -> None:
     plt.close(figure)
 
 
-def score_facts(scores: dict[str, Score], checkpoint: Described) -> dict[str, Any]:
-    """The scores of a checkpoint's weights (`model`) and of their moving average (`ema`, if any) as plain values."""
+def score_facts(scores: dict[str, Score], checkpoint: Described, branch: str | None = None) -> dict[str, Any]:
+    """The scores of a checkpoint's weights (`model`) and of their moving average (`ema`, if any) as plain values.
+
+    branch: whose head alone was scored, if it was.
+    """
     raw = scores["model"]
     facts: dict[str, Any] = {"top1": raw.top1, "top5": raw.top5, "loss": raw.loss, "images": raw.images}
     if "ema" in scores:
         facts |= {f"ema_{name}": getattr(scores["ema"], name) for name in ("top1", "top5", "loss")}
+    facts |= {"branch": branch} if branch else {}
     return {**facts, "checkpoint": str(checkpoint.path), "model": checkpoint.meta["model"]["name"]}
 
 
-def score_table(scores: dict[str, Score], checkpoint: Described) -> str:
+def score_table(scores: dict[str, Score], checkpoint: Described, branch: str | None = None) -> str:
     """The same for people."""
     rows = [
         ("model", checkpoint.meta["model"]["name"]),
         ("checkpoint", f"{checkpoint.path} (after update {checkpoint.meta['update']:,})"),
     ]
+    rows += [("branch", f"{branch}; the head of this branch alone")] if branch else []
     for part, score in scores.items():
         name = "weights" if part == "model" else "moving average"
         rows.append((name, f"top-1 {score.top1:.2f} %  top-5 {score.top5:.2f} %  cross-entropy {score.loss:.4f}"))

@@ -98,6 +98,22 @@ class Runtime:
 
         return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
 
+    def texts(self, mine: str) -> list[str]:
+        """What every rank has to say, by rank; one small collective when none has anything."""
+        raw = np.frombuffer(mine.encode(errors="backslashreplace"), np.uint8)
+        sizes = self.gather(np.array([len(raw)], np.int32))[:, 0]
+        if not sizes.any():
+            return [""] * self.world
+        padded = np.zeros(-(-int(sizes.max()) // 1024) * 1024, np.int32)  # few lengths: each is compiled for
+        padded[: len(raw)] = raw
+        rows = self.gather(padded)
+        return [row[:size].astype(np.uint8).tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+    def agree(self, problem: str) -> None:
+        """Raises UserError on every rank when one of them has a problem, with what each says; empty for none."""
+        if said := [line for text in self.texts(problem) for line in text.splitlines()]:
+            raise UserError(dict.fromkeys(said))
+
     def sums(self) -> bool:
         """Whether an all-reduce over the ranks adds up."""
         if self.world == 1:

@@ -1,6 +1,6 @@
 """Times a model beside anything else: the forward pass, or the whole training step.
 
-python scripts/bench_model.py MODEL BATCH forward|train [--ops auto|standard|composed] [--set ARGUMENT=VALUE] [--serve]
+python scripts/bench_model.py MODEL BATCH forward|train [--ops native] [--set ARGUMENT=VALUE] [--serve]
 
 train: loss with soft targets, gradients and AdamW, as train.py runs them. --set: an argument of the constructor, as in
 --set depth=[[1,1,0]]. Prints a table: seconds from the start to the first result (compiling), then per iteration.
@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from mindcv_crossvit import create_model, runtime
+from mindcv_crossvit.ops import NAMES
 
 ITERATIONS = 10
 
@@ -37,8 +38,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("batch", type=int)
     parser.add_argument("what", choices=("forward", "train"))
-    parser.add_argument("--ops", choices=("auto", "standard", "composed"), default="auto")
+    parser.add_argument("--ops", choices=("auto", *NAMES), default="auto")
     parser.add_argument("--set", dest="changes", action="append", default=[], metavar="ARGUMENT=VALUE")
+    parser.add_argument("--size", type=int, default=240, help="pixels of the input of a MindCV model")
     parser.add_argument("--serve", action="store_true", help="answer on standard input instead of printing a table")
     return parser.parse_args()
 
@@ -47,7 +49,7 @@ def iteration(options: argparse.Namespace) -> Callable[[], object]:
     """One forward pass or one training step on random pictures, ready to be called."""
     overrides = {name: json.loads(value) for name, value in (c.split("=", 1) for c in options.changes)}
     model = create_model(options.model, ops=options.ops, **overrides)
-    side = model.input_size
+    side = getattr(model, "input_size", options.size)  # MindCV's do not say
     images = np.random.default_rng(0).standard_normal((options.batch, 3, side, side), np.float32)
     return forward(model, images) if options.what == "forward" else train(model, images)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mindcv_crossvit.models import golden as rules
+from mindcv_crossvit.models.crossformer_groups import groups_of
 from mindcv_crossvit.models.interpolation import cubic_matrix
 from mindcv_crossvit.models.resize import Resize
 
@@ -19,6 +20,10 @@ PRIMITIVES = {
     "norm_linear": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,)]),
     "norm_linear without bias": (lambda op: op.norm_linear(1e-5), [(10, 6), (6,), (6,), (8, 6)]),
     "norm_mlp": (lambda op: op.norm_mlp(1e-5), [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)]),
+    "norm_mlp in training": (
+        lambda op: op.norm_mlp(1e-5).set_train(),
+        [(600, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)],
+    ),
     "norm_mlp, tanh": (
         lambda op: op.norm_mlp(1e-5, approximate="tanh"),
         [(10, 6), (6,), (6,), (8, 6), (8,), (6, 8), (6,)],
@@ -27,7 +32,7 @@ PRIMITIVES = {
     "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
     "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
-    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6), [(600, 6), (6,), (6,)]),
+    "layer_norm of many rows": (lambda op: op.layer_norm(1e-6, many=True), [(600, 6), (6,), (6,)]),
     "attention": (lambda op: op.attention(5, 2), [(10, 24)]),
     "class_attention": (lambda op: op.class_attention(5, 2), [(2, 8), (10, 8), (10, 8)]),
     "class_attention over one key": (lambda op: op.class_attention(1, 2), [(2, 8), (2, 8), (2, 8)]),
@@ -39,6 +44,13 @@ PRIMITIVES = {
         lambda op: op.norm_class_attention(1, 2, 1e-5),
         [(2, 8), (2, 8), (8,), (8,), *[(8, 8), (8,)] * 3],
     ),
+    "biased_attention": (lambda op: op.biased_attention(2), [(3, 4, 6), (3, 5, 6), (3, 5, 6), (2, 4, 5)]),
+    "biased_attention, masked": (
+        lambda op: op.biased_attention(2),
+        [(4, 3, 6), (4, 5, 6), (4, 5, 6), (2, 3, 5), (2, 1, 5)],
+    ),
+    "group_attention over long distances": (lambda op: in_groups(op, 4, 6, 2, 2, 0), [(48, 24), (2, 4, 4)]),
+    "group_attention, padded on both sides": (lambda op: in_groups(op, 5, 3, 2, 2, 1), [(30, 24), (2, 4, 4)]),
 }
 CONVOLUTIONS = [
     # kernel, stride, pad, size, from_image
@@ -49,7 +61,24 @@ CONVOLUTIONS = [
     (3, 1, 1, 5, False),
     (3, 2, 1, 8, False),
     (3, 2, 1, 7, False),
+    (16, 4, 6, 16, True),
+    (8, 2, 3, 8, False),
 ]
+
+
+def in_groups(op, *grid):
+    """group_attention of two heads on a grid."""
+    from mindspore import nn
+
+    class InGroups(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.op, self.groups = op.group_attention(2), tuple(groups_of(*grid))
+
+        def construct(self, qkv, bias):
+            return self.op(qkv, bias, self.groups)
+
+    return InGroups()
 
 
 def values_and_gradients(build, name, shapes):
@@ -82,11 +111,12 @@ def values_and_gradients(build, name, shapes):
     return [v.asnumpy() for v in (output, *Gradient(run)(sens, *inputs))]
 
 
+@pytest.mark.parametrize("name", ["composed", "native"])
 @pytest.mark.parametrize("primitive", PRIMITIVES)
-def test_composed_equals_standard(primitive):
+def test_each_implementation_equals_standard(primitive, name):
     build, shapes = PRIMITIVES[primitive]
     reference = values_and_gradients(build, "standard", shapes)
-    for ours, theirs in zip(values_and_gradients(build, "composed", shapes), reference, strict=True):
+    for ours, theirs in zip(values_and_gradients(build, name, shapes), reference, strict=True):
         # in float64, standard's class attention is off by 2.2e-5 in the norm's weight, composed's by 7e-6
         atol = 4e-5 if primitive.startswith("norm_class_attention") else 5e-6
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=atol)
@@ -95,7 +125,7 @@ def test_composed_equals_standard(primitive):
 def test_both_scale_pictures():
     both = [
         values_and_gradients(lambda op: op.scale_pictures(), name, [(10, 6), (5,)])[:2]
-        for name in ("composed", "standard")
+        for name in ("composed", "standard", "native")
     ]
     factors, sens = (2 * rules.u("input 1", (5,))).astype(np.float32), rules.u("sens", (10, 6)).astype(np.float32)
     for output, gradient in both:
@@ -124,9 +154,33 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image, bias):
             return self.tokens(self.conv(x, weight, bias))
 
     shapes = [(2, 3, size, size), (5, 3, kernel, kernel), (5,)][: 3 if bias else 2]
-    both = [
-        values_and_gradients(lambda op: Conv(op, op.name == "standard"), n, shapes) for n in ("composed", "standard")
-    ]
+    found = {
+        n: values_and_gradients(lambda op: Conv(op, op.name == "standard"), n, shapes)
+        for n in ("standard", "composed", *(["native"] if kernel == stride else []))
+    }
+    reference = found.pop("standard")
+    for name, ours in found.items():
+        # the native patch embedding takes no gradient to the image: there is none in a model
+        parts = zip(ours, reference, strict=True) if name == "composed" else zip(ours[::2], reference[::2], strict=True)
+        for mine, theirs in parts:
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, pad, bias", [(3, 1, 1, True), (7, 4, 3, False), (3, 2, 1, False)])
+def test_depthwise_convolutions_agree(kernel, stride, pad, bias):
+    """Through `to_map` and `to_tokens`, as a model uses them."""
+    from mindspore import nn
+
+    class Conv(nn.Cell):
+        def __init__(self, op):
+            super().__init__()
+            self.conv, self.tokens, self.map = op.depthwise(kernel, stride, pad), op.to_tokens(), op.to_map()
+
+        def construct(self, x, weight, bias=None):
+            return self.tokens(self.conv(self.map(x, 6, 8), weight, bias))
+
+    shapes = [(96, 4), (4, 1, kernel, kernel), (4,)][: 3 if bias else 2]
+    both = [values_and_gradients(Conv, name, shapes) for name in ("composed", "standard")]
     for ours, theirs in zip(*both, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=2e-5)
 
@@ -176,3 +230,49 @@ def test_unknown_ops_are_refused():
         choose("fused")
     assert choose("auto", "CPU").name == "composed"
     assert choose("auto", "Ascend").name == "standard"
+
+
+def stand_in(query, key, value, head_num, scalar_value=1.0, input_layout="BSH"):
+    """What MindSpore documents of flash_attention_score for [B, S, H1] tensors, in float32."""
+    from mindspore import ops
+
+    batch, length, width = query.shape
+    heads = [
+        t.astype("float32").reshape(batch, length, head_num, -1).transpose(0, 2, 1, 3) for t in (query, key, value)
+    ]
+    share = ops.softmax(ops.matmul(heads[0], heads[1].transpose(0, 1, 3, 2)) * scalar_value, -1)
+    return ops.matmul(share, heads[2]).transpose(0, 2, 1, 3).reshape(batch, length, width).astype(query.dtype)
+
+
+def test_the_fused_attention_of_a_card_is_asked_for_what_plain_attention_gives(monkeypatch):
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose, flash
+
+    asked = []
+
+    def score(*inputs, **options):
+        asked.append(options)
+        return stand_in(*inputs, **options)
+
+    monkeypatch.setattr(flash, "score", score)
+    fused = choose("auto", "Ascend", "O2").attention(5, 2)
+    assert isinstance(fused, flash.FlashAttention)
+    qkv = Tensor(rules.u("qkv", (10, 96)).astype(np.float16))
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        np.testing.assert_allclose(fused(qkv).asnumpy(), fused.plain(qkv).asnumpy(), rtol=0, atol=1e-3)
+        assert asked == [{"scalar_value": 0.25, "input_layout": "BSH"}]
+        fused(Tensor(rules.u("qkv", (10, 24)).astype(np.float16)))  # heads of 4
+        fused(qkv.astype(ms.float32))
+        assert len(asked) == 1
+    finally:
+        ms.set_context(mode=ms.GRAPH_MODE)
+
+
+def test_only_a_card_in_half_precision_gets_the_fused_attention():
+    from mindcv_crossvit.ops import choose, standard
+
+    for device, precision in (("Ascend", "O0"), ("Ascend", "O1"), ("CPU", "O2")):
+        assert choose("standard", device, precision).attention is standard.Attention

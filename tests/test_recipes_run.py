@@ -19,9 +19,9 @@ from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-OTHERS = ("deit_",)
-QUICK = ("deit_9_dagger_ascend",)
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+OTHERS = ("deit_", "crossformer")
+QUICK = ("deit_9_dagger_ascend", "crossformerpp_s_ascend")
 SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]
 
 
@@ -59,6 +59,9 @@ def reduced(recipe: Recipe) -> list[str]:
 
 def small_model(recipe: Recipe) -> list[str]:
     """Settings of the recipe's model that make it small."""
+    if family_of(recipe.model.name).name == "crossformer":
+        sizes = ["img_size=32", "patch_size=[4,8]", "group_size=[4,2]", "crs_interval=[2,1]", "merge_size=[[2,4]]"]
+        return [*sizes, "embed_dim=16", "depths=[1,1]", "num_heads=[2,2]", "mlp_ratio=[1,1]"]
     if family_of(recipe.model.name).name == "deit":
         return ["img_size=32", "embed_dim=16", "depth=1", "num_heads=2", "mlp_ratio=1"]
     model = ["patch_size=[12,16]", "img_size=[24,32]"] if recipe.model.name.find("dagger") > 0 else ["img_size=[12,16]"]

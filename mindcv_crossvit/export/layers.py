@@ -83,8 +83,12 @@ class Layers:
         dim: int,
         heads: int,
         bias: str | None = None,
+        groups: int = 1,
     ) -> str:
-        """softmax(q k^T + bias) v of [batch, N, C] on [batch, M, C]; the scale is in q already."""
+        """softmax(q k^T + bias) v of [batch, N, C] on [batch, M, C]; the scale is in q already.
+
+        bias: [1, H, N, M], or [groups, H, N, M] where the batch is as many groups for each picture.
+        """
         graph = self.graph
 
         def by_head(x: str, count: int, perm: list[int]) -> str:
@@ -92,7 +96,10 @@ class Layers:
 
         q_bhnd, v_bhmd = by_head(q, queries, [0, 2, 1, 3]), by_head(v, keys, [0, 2, 1, 3])
         scores = graph.add("MatMul", q_bhnd, by_head(k, keys, [0, 2, 3, 1]))
-        if bias is not None:
+        if bias is not None and groups > 1:
+            scores = graph.add("Add", graph.reshape(scores, batch // groups, groups, heads, queries, keys), bias)
+            scores = graph.reshape(scores, batch, heads, queries, keys)
+        elif bias is not None:
             scores = graph.add("Add", scores, bias)
         out = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), v_bhmd)
         return graph.reshape(graph.add("Transpose", out, perm=[0, 2, 1, 3]), batch, queries, dim)

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import UserError, nearest
 from ..inference import CheckpointPredictor, Preprocessing, padded, preprocessing_of
+from ..models.catalog import family_of
 from ..recipe import Recipe
 from ..training.checkpoint import Checkpoint, read_checkpoint
 from ..training.start import resolve
@@ -134,10 +135,29 @@ def open_predictor(
     return CheckpointPredictor(trained, part)
 
 
-def every_logits(trained: Checkpoint | Exported, recipe: Recipe, runtime: str | None) -> Iterator[tuple[str, Run]]:
+def check_branch(trained: Checkpoint | Exported, recipe: Recipe, branch: str | None) -> None:
+    """Refuses a branch (validate.py --branch) that what was given does not have. Raises UserError."""
+    if branch is None:
+        return
+    if isinstance(trained, Exported):
+        raise UserError(
+            f"--branch {branch}: {trained.path} gives the mean of the branches' logits; score the checkpoint"
+        )
+    config = recipe.model.config()
+    known = family_of(config).branches if config else ()
+    if not known:
+        raise UserError(f"--branch {branch}: {recipe.model.name} has one head; branches with heads has CrossViT")
+    if branch not in known:
+        raise UserError(f"--branch {branch}: expected {' or '.join(known)}; {nearest(branch, known)}")
+
+
+def every_logits(
+    trained: Checkpoint | Exported, recipe: Recipe, runtime: str | None, branch: str | None = None
+) -> Iterator[tuple[str, Run]]:
     """(which weights, images to logits) of a checkpoint's weights and moving average, or of an exported file.
 
-    A checkpoint's model is built by the recipe. Each must be used before the next is asked for.
+    A checkpoint's model is built by the recipe. branch: the logits of this branch's head alone, see check_branch.
+    Each must be used before the next is asked for.
     """
     if isinstance(trained, Exported):
         yield "model", open_predictor(trained, "model", runtime).logits
@@ -146,8 +166,9 @@ def every_logits(trained: Checkpoint | Exported, recipe: Recipe, runtime: str | 
     from ..evaluation import scoring
     from ..training.state import load_model
 
-    model = build_model(recipe, len(trained.meta["class_names"]))
+    model: Any = build_model(recipe, len(trained.meta["class_names"]))
+    scored = model.of_branch(branch) if branch else model
     for part in ("model", "ema") if trained.part("ema") else ("model",):
         load_model(model, trained, part)
-        with scoring(model) as logits:
+        with scoring(scored) as logits:
             yield part, logits

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn
 
 from .blocks import first_token
-from .crossvit import CrossViT, join
+from .crossvit import CrossViT
+from .fusion import join
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class AttentionReader:
     def __init__(self, model: nn.Cell):
         if not isinstance(model, CrossViT):
             raise ValueError(f"attention is read from the CrossViT models of this suite, not {type(model).__name__}")
+        if not model.config.reads_across:
+            raise ValueError("attention is read where class tokens attend to the other branch: fusion cross_attention")
         self.model = model
         self.walk = _Walk(model)
 

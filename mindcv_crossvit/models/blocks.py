@@ -35,14 +35,14 @@ class Linear(nn.Cell):
 
 
 class LayerNorm(nn.Cell):
-    """[T, C] -> [T, C] over the last axis; `weight` and `bias` are MindSpore's gamma and beta."""
+    """[T, C] -> [T, C] over the last axis; `weight` and `bias` are MindSpore's gamma and beta. many: see Ops."""
 
-    def __init__(self, dim: int, op: Ops, eps: float = 1e-6):
+    def __init__(self, dim: int, op: Ops, eps: float = 1e-6, many: bool = False):
         super().__init__()
         self.weight = empty((dim,), "weight")
         self.bias = empty((dim,), "bias")
         self.eps = eps
-        self.op, self.half_in = op.layer_norm(eps), op.half
+        self.op, self.half_in = op.layer_norm(eps, many), op.half
 
     def construct(self, x_tc):
         if self.half_in:
@@ -150,12 +150,47 @@ class DropPathSchedule:
             self.rates.append(rate)
         return DropPath(rate, draw, tokens, op)
 
+    def coins(self, count: int) -> int:
+        """Draws of rate 0.5, for what needs random bits; returns the first one's row."""
+        self.rates += [0.5] * count
+        return len(self.rates) - count
 
-class Block(nn.Cell):
-    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x)).
+
+class AttentionBlock(nn.Cell):
+    """Pre-norm self-attention with a residual: x + attn(norm1(x)).
 
     In float32 a norm and what it feeds are one primitive, so that an implementation may share work between them.
     """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        tokens: int,
+        op: Ops,
+        drops: DropPathSchedule,
+        drop_path: float = 0.0,
+        qkv_bias: bool = True,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = LayerNorm(dim, op, eps)
+        self.attn = Attention(dim, heads, tokens, op, qkv_bias)
+        self.drop_attn = drops.layer(drop_path, tokens, op)
+        self.norm_linear, self.half = op.norm_linear(eps), op.half
+
+    def construct(self, x_tc, drop_scale=None):
+        return add(x_tc, self.drop_attn(self._attention(x_tc), drop_scale))
+
+    def _attention(self, x_tc):
+        norm, attn = self.norm1, self.attn
+        if self.half:
+            return attn(norm(x_tc))
+        return attn.proj(attn.attend(self.norm_linear(x_tc, norm.weight, norm.bias, attn.qkv.weight, attn.qkv.bias)))
+
+
+class Block(AttentionBlock):
+    """Pre-norm transformer block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(
         self,
@@ -169,24 +204,15 @@ class Block(nn.Cell):
         qkv_bias: bool = True,
         eps: float = 1e-6,
     ):
-        super().__init__()
-        self.norm1 = LayerNorm(dim, op, eps)
-        self.attn = Attention(dim, heads, tokens, op, qkv_bias)
+        super().__init__(dim, heads, tokens, op, drops, drop_path, qkv_bias, eps)
         self.norm2 = LayerNorm(dim, op, eps)
         self.mlp = Mlp(dim, hidden, op)
-        self.drop_attn = drops.layer(drop_path, tokens, op)
         self.drop_mlp = drops.layer(drop_path, tokens, op)
-        self.norm_linear, self.norm_mlp, self.half = op.norm_linear(eps), op.norm_mlp(eps), op.half
+        self.norm_mlp = op.norm_mlp(eps)
 
     def construct(self, x_tc, drop_scale=None):
         x_tc = add(x_tc, self.drop_attn(self._attention(x_tc), drop_scale))
         return add(x_tc, self.drop_mlp(self._mlp(x_tc), drop_scale))
-
-    def _attention(self, x_tc):
-        norm, attn = self.norm1, self.attn
-        if self.half:
-            return attn(norm(x_tc))
-        return attn.proj(attn.attend(self.norm_linear(x_tc, norm.weight, norm.bias, attn.qkv.weight, attn.qkv.bias)))
 
     def _mlp(self, x_tc):
         norm, fc1, fc2 = self.norm2, self.mlp.fc1, self.mlp.fc2

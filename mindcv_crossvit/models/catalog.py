@@ -7,6 +7,8 @@ import re
 from typing import Any
 
 from . import cabvit_config as cabvit
+from . import crossformer_config as crossformer
+from . import crossformer_counts, crossvit_counts
 from . import crossvit_config as crossvit
 from . import deit_config as deit
 from .family import Config, Family, Shapes
@@ -20,12 +22,23 @@ FAMILIES = (
         config=crossvit.CrossViTConfig,
         variants=crossvit.VARIANTS,
         parameter_shapes=crossvit_shapes,
-        macs=crossvit.macs,
-        saved_activations=crossvit.saved_activations,
+        macs=crossvit_counts.macs,
+        saved_activations=crossvit_counts.saved_activations,
         sized=crossvit.sized,
         layers=lambda config: len(config.depth),
         size_of=crossvit.size_of,
-        attends=True,
+        attends=lambda config: config.reads_across,
+        branches=crossvit.BRANCHES,
+    ),
+    Family(
+        name="crossformer",
+        config=crossformer.CrossFormerConfig,
+        variants=crossformer.VARIANTS,
+        parameter_shapes=crossformer_counts.parameter_shapes,
+        macs=crossformer_counts.macs,
+        saved_activations=crossformer_counts.saved_activations,
+        sized=crossformer.sized,
+        layers=lambda config: len(config.depths),
     ),
     Family(
         name="deit",

@@ -6,17 +6,26 @@ and 4, and the official code's constructor, whose argument names are used here.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import frozen, indivisible, is_count, is_positive
-from .counts import block_macs, block_saved, patch_embed_macs
 
 Pair = tuple[int, int]
+BRANCHES = ("small", "large")
 STEM_PATCHES = (12, 16)
-"""Patch sizes for which the three-convolution stem is defined."""
+"""Patch sizes for which the three-convolution stem and the token-to-token embeddings are defined."""
+FUSIONS = ("none", "all_attention", "class_token", "pairwise", "cross_attention")
+"""How the branches exchange what they know, see models/fusion.py."""
+BACKBONES = ("t2t", "performer")
+"""Token-to-token patch embeddings: with softmax attention, and with its linear approximation, see models/t2t.py."""
+SOFT_SPLITS = {12: ((7, 4, 2), (3, 3, 1), (3, 1, 1)), 16: ((7, 4, 2), (3, 2, 1), (3, 2, 1))}
+"""By patch size, the (window, stride, padding) of the three soft splits of a token-to-token embedding."""
+TOKEN_WIDTH, FEATURES = 64, 32
+"""Width of its tokens, and random features of the performer."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,13 @@ class CrossViTConfig:
     multi_conv: the three-convolution stem of the dagger variants, for patches of 12 and 16 pixels.
     qkv_bias: biases on the query, key and value projections.
     numerics: a key of NUMERICS; "mindcv" runs weights trained with MindCV as MindCV does.
+    fusion: one of FUSIONS, with models/fusion.py's reading of the paper; all released models have cross_attention. L
+        counts blocks of that one, and is 0 for the others.
+    cls_token: False is the paper's variant without class tokens, for cross_attention: the mean of a branch's patches
+        reads the other branch and is added to each of them; the heads read the mean, too.
+    hybrid_backbone: None for convolutions, or one of BACKBONES for both branches, for patches of 12 and 16 pixels.
+    identity_projs: projections between branches of equal width are left out, as the parameters of the paper's row B
+        say; the official code as published always builds them.
     """
 
     img_size: Pair = (240, 224)
@@ -66,6 +82,10 @@ class CrossViTConfig:
     multi_conv: bool = False
     qkv_bias: bool = True
     numerics: str = "official"
+    fusion: str = "cross_attention"
+    cls_token: bool = True
+    identity_projs: bool = False
+    hybrid_backbone: str | None = None
 
     def __post_init__(self) -> None:
         problems = [*self._shape_problems()] or [*self._value_problems()]
@@ -82,22 +102,51 @@ class CrossViTConfig:
         ratios = self.mlp_ratio
         if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(is_positive(r) for r in ratios)):
             yield f"mlp_ratio must be two or three positive numbers, not {ratios!r}"
-        for name in ("multi_conv", "qkv_bias"):
+        for name in ("multi_conv", "qkv_bias", "cls_token", "identity_projs"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name} must be true or false, not {getattr(self, name)!r}"
         if self.numerics not in NUMERICS:
             yield f"numerics must be {' or '.join(NUMERICS)}, not {self.numerics!r}"
+        if self.fusion not in FUSIONS:
+            near = difflib.get_close_matches(str(self.fusion), FUSIONS, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield f"fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}{hint}"
+        if self.hybrid_backbone not in (None, *BACKBONES):
+            yield f"hybrid_backbone must be {' or '.join(BACKBONES)} or null, not {self.hybrid_backbone!r}"
 
     def _value_problems(self):
-        for i, branch in enumerate(("small", "large")):
+        yield from self._fusion_problems()
+        if self.hybrid_backbone and self.multi_conv:
+            yield f"multi_conv and hybrid_backbone {self.hybrid_backbone} are two patch embeddings; choose one"
+        for i, branch in enumerate(BRANCHES):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
             where = f" of the {branch} branch"
             yield from filter(None, [indivisible("img_size", img, "patch_size", patch, where)])
             yield from filter(None, [indivisible("embed_dim", dim, "num_heads", heads, where)])
             if self.multi_conv and patch not in STEM_PATCHES:
                 yield f"multi_conv is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
+            if self.hybrid_backbone and patch not in STEM_PATCHES:
+                yield f"hybrid_backbone is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
             if self.multi_conv and dim % 4:
                 yield f"multi_conv needs an embed_dim divisible by 4, not {dim} ({branch} branch)"
+
+    def _fusion_problems(self):
+        if self.fusion != "cross_attention":
+            if any(l for _, _, l in self.depth):
+                yield f"depth: L counts cross-attention blocks and fusion {self.fusion} has none; give 0"
+            if not self.cls_token:
+                yield f"cls_token false is defined for fusion cross_attention, not {self.fusion}"
+        if self.identity_projs and (self.embed_dim[0] != self.embed_dim[1] or self.fusion == "none"):
+            yield (
+                "identity_projs leaves out projections between branches of equal width; with fusion"
+                f" {self.fusion} and embed_dim {list(self.embed_dim)} there are none"
+            )
+
+    @property
+    def patches(self) -> Pair:
+        """Patches of each branch."""
+        s, l = ((img // patch) ** 2 for img, patch in zip(self.img_size, self.patch_size, strict=True))
+        return s, l
 
     @property
     def input_size(self) -> int:
@@ -106,9 +155,13 @@ class CrossViTConfig:
 
     @property
     def tokens(self) -> Pair:
-        """Tokens of each branch, class token included."""
-        s, l = ((img // patch) ** 2 + 1 for img, patch in zip(self.img_size, self.patch_size, strict=True))
-        return s, l
+        """Tokens of each branch, class token included where there is one."""
+        return self.patches[0] + self.cls_token, self.patches[1] + self.cls_token
+
+    @property
+    def reads_across(self) -> bool:
+        """Whether class tokens attend to the other branch's patches."""
+        return self.fusion == "cross_attention" and self.cls_token
 
     @property
     def hidden_dim(self) -> Pair:
@@ -158,52 +211,6 @@ VARIANTS: dict[str, CrossViTConfig] = {
 """The eleven released models. Dagger: the three-convolution stem. Every encoder has one small-branch block."""
 
 
-def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
-    """Multiply-accumulates of one image: convolutions, linear layers and the attention products.
-
-    Norms, activations, the resize and additions are not counted, as in the paper's "FLOPs" (table 2).
-    """
-    total = 0
-    for i in range(2):
-        total += _embed_macs(config, i) + config.embed_dim[i] * num_classes
-    for triple in config.depth:
-        for i in range(2):
-            total += triple[i] * _block_macs(config, i) + _fusion_macs(config, i, triple[2])
-    return total
-
-
-def _embed_macs(config: CrossViTConfig, branch: int) -> int:
-    patch = config.patch_size[branch]
-    return patch_embed_macs(config.embed_dim[branch], patch, config.img_size[branch] // patch, config.multi_conv)
-
-
-def _block_macs(config: CrossViTConfig, branch: int) -> int:
-    return block_macs(config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch])
-
-
-def _fusion_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
-    """The class token of `branch` attends to the other branch's patches; later blocks see that one token only."""
-    other = 1 - branch
-    own_dim, c, n = config.embed_dim[branch], config.embed_dim[other], config.tokens[other]
-    first = 2 * c * c + 2 * n * c * c + 2 * n * c
-    later = 4 * c * c + 2 * c
-    return 2 * own_dim * c + first + max(blocks - 1, 0) * later
-
-
-def saved_activations(config: CrossViTConfig) -> int:
-    """Numbers that one image's forward pass must keep for the gradient, at least.
-
-    What a backend keeps besides, and its work space, come on top.
-    """
-    total = 0
-    for triple in config.depth:
-        for i in range(2):
-            n, c = config.tokens[i], config.embed_dim[i]
-            total += triple[i] * block_saved(n, c, config.hidden_dim[i], config.num_heads[i])
-            total += n * 4 * c  # the cross-attention that reads this branch: norm, keys, values
-    return total
-
-
 def sized(config: CrossViTConfig, pixels: int) -> Pair:
     """img_size for an input of about so many pixels: whole patches, the branches' ratio kept."""
     ratio = config.img_size[1] / config.img_size[0]
@@ -211,13 +218,39 @@ def sized(config: CrossViTConfig, pixels: int) -> Pair:
     return max(round(pixels / small), 1) * small, max(round(pixels * ratio / large), 1) * large
 
 
+def soft_split_sides(pixels: int, patch: int) -> tuple[int, int, int]:
+    """Windows per side after each soft split of a square of so many pixels, a multiple of the patch."""
+    sides, side = [], pixels
+    for kernel, stride, pad in SOFT_SPLITS[patch]:
+        side = (side + 2 * pad - kernel) // stride + 1
+        sides.append(side)
+    return sides[0], sides[1], sides[2]
+
+
 def size_of(config: CrossViTConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
-    """The picture size for which position embeddings were made; None where they have no square grid."""
+    """What the names and shapes of weights tell of their model, where it differs: fusion, tokens and picture size.
+
+    None where the position embeddings have no square grid. Class-token and pairwise fusion have the same tensors; of
+    the two, class_token is told.
+    """
+    told: dict[str, Any] = {"cls_token": "cls_token.0" in shapes, "fusion": _fusion_of(shapes)}
+    told["hybrid_backbone"] = next((kind for mark, kind in _EMBEDDINGS.items() if mark in shapes), None)
     sizes = []
     for i in range(2):
         shape = shapes.get(f"pos_embed.{i}", ())
-        side = math.isqrt(shape[1] - 1) if len(shape) == 3 and shape[1] > 1 else 0
-        if not side or side**2 != shape[1] - 1:
+        patches = shape[1] - told["cls_token"] if len(shape) == 3 else 0
+        side = math.isqrt(max(patches, 0))
+        if not side or side**2 != patches:
             return None
         sizes.append(side * config.patch_size[i])
-    return {"img_size": (sizes[0], sizes[1])}
+    told["img_size"] = (sizes[0], sizes[1])
+    return {name: value for name, value in told.items() if value != getattr(config, name)}
+
+
+def _fusion_of(names: Iterable[str]) -> str:
+    found = {mark for mark in _MARKS for name in names if mark in name}
+    return next((fusion for mark, fusion in _MARKS.items() if mark in found), "none")
+
+
+_EMBEDDINGS = {"patch_embed.0.attention1.attn.qkv.weight": "t2t", "patch_embed.0.attention1.w": "performer"}
+_MARKS = {".fusion.attn.": "all_attention", ".fusion.0.": "cross_attention", ".projs.0.": "class_token"}

@@ -33,6 +33,11 @@ def no_other_size(config: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[st
     return None
 
 
+def no_attention(config: Any) -> bool:
+    """For families without class tokens that read another branch."""
+    return False
+
+
 @dataclass(frozen=True)
 class Family:
     """One family. Its Cells are in models/<name>.py, `create(config, op, num_classes, drop_path_rate, seed)`; its
@@ -43,9 +48,10 @@ class Family:
     macs: (config, classes) -> multiply-accumulates of one picture, as the papers count "FLOPs".
     saved_activations: config -> numbers that one picture's forward pass keeps for the gradient.
     sized: (config, pixels) -> the value of `img_size` for an input of about so many pixels.
-    size_of: (config, shapes of weights) -> the overrides for the picture size the weights were made for, if they tell.
+    size_of: (config, shapes of weights) -> the overrides that weights tell: the picture size they were made for, ...
     layers: config -> layers of layer-wise learning-rate decay, see training/groups.py.
-    attends: whether attention maps can be drawn.
+    attends: config -> whether attention maps can be drawn.
+    branches: the names of the branches that have heads of their own, where there are several.
     """
 
     name: str
@@ -57,4 +63,5 @@ class Family:
     sized: Callable[[Any, int], Any]
     layers: Callable[[Any], int]
     size_of: Callable[[Any, Mapping[str, tuple[int, ...]]], dict[str, Any] | None] = no_other_size
-    attends: bool = False
+    attends: Callable[[Any], bool] = no_attention
+    branches: tuple[str, ...] = ()

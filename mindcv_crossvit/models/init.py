@@ -13,13 +13,14 @@ from mindspore import Tensor, nn
 def init_weights(
     model: nn.Cell, seed: int, *, conv_std: float | None = None, constants: Mapping[str, float] | None = None
 ) -> None:
-    """Fills all trained parameters as the official codes do.
+    """Fills all parameters as the official codes do.
 
     | parameter                         | distribution                                                   |
     |-----------------------------------|----------------------------------------------------------------|
     | linear weights, tokens, positions | normal, std 0.02 (timm's truncation at +-2 is 100 deviations)  |
     | linear biases, norm biases        | 0                                                              |
-    | norm weights                      | 1                                                              |
+    | norm weights, running variances   | 1                                                              |
+    | random features of a performer    | orthogonal rows of length sqrt(rows)                           |
     | convolution weights and biases    | uniform +-1/sqrt(fan in), PyTorch's default, which they keep   |
 
     A linear patch embedding is a convolution. conv_std: where it is given, convolutions are drawn like linear layers
@@ -27,7 +28,7 @@ def init_weights(
     """
     for _, cell in model.cells_and_names():
         kind = type(cell).__name__
-        for parameter in cell.trainable_params(recurse=False):
+        for parameter in cell.get_parameters(expand=False):
             constant = (constants or {}).get(parameter.name.rpartition(".")[2])
             rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(parameter.name.encode())]))
             if constant is not None:
@@ -44,6 +45,10 @@ def _draw(rng: np.random.Generator, kind: str, parameter, cell) -> np.ndarray:
     if kind in ("Conv2d", "DepthwiseConv2d"):
         bound = 1 / math.sqrt(math.prod(cell.weight.shape[1:]))
         return rng.uniform(-bound, bound, shape)
+    if kind == "PerformerLayer":
+        rows = np.linalg.qr(rng.normal(0.0, 1.0, shape[::-1]))[0].T
+        return rows * math.sqrt(shape[0])
     if len(shape) > 1:
         return rng.normal(0.0, 0.02, shape)
-    return np.full(shape, float(kind in ("LayerNorm", "BatchNorm") and parameter is cell.weight))
+    is_norm, last = kind in ("LayerNorm", "BatchNorm"), parameter.name.rpartition(".")[2]
+    return np.full(shape, float(is_norm and last in ("weight", "running_var")))

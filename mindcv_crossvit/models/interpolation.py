@@ -1,7 +1,8 @@
 """Resizing along one axis as a matrix M [size, new_size], resized = x @ M. Without MindSpore.
 
-cubic   PyTorch's: a = -0.75, half-pixel centres, no antialias
-linear  MindCV's: corners on corners (align_corners=True)
+cubic    PyTorch's: a = -0.75, half-pixel centres, no antialias
+linear   MindCV's: corners on corners (align_corners=True)
+middles  PyTorch's bilinear: half-pixel centres, no antialias
 """
 
 from __future__ import annotations
@@ -47,4 +48,15 @@ def linear_matrix(size: int, new_size: int) -> np.ndarray:
     return matrix
 
 
-MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix}
+def middles_matrix(size: int, new_size: int) -> np.ndarray:
+    """Bilinear between the middles of pixels; border pixels are repeated."""
+    matrix = np.zeros((size, new_size))
+    for column in range(new_size):
+        centre = max((column + 0.5) * size / new_size - 0.5, 0.0)
+        left = min(int(centre), size - 1)
+        matrix[left, column] += 1 - (centre - left)
+        matrix[min(left + 1, size - 1), column] += centre - left
+    return matrix.astype(np.float32)
+
+
+MATRICES = {"bicubic": cubic_matrix, "bilinear": linear_matrix, "bilinear_middles": middles_matrix}

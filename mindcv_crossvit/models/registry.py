@@ -29,7 +29,7 @@ def create_model(
 
     name: one of list_models(), the official or timm's spelling, or `mindcv/NAME` for a model of MindCV's zoo.
     drop_path_rate: stochastic depth, 0 to 1 (exclusive).
-    ops: `auto` (by device), `standard` or `composed`, see mindcv_crossvit.ops.
+    ops: `auto` (by device), `standard`, `composed` or `native`, see mindcv_crossvit.ops.
     precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
     ranks: over how many ranks its batch norms take their statistics while training, 1 or all of them.
     overrides: arguments of the family's official constructor, see CrossViTConfig for CrossViT's. For a MindCV model

@@ -6,10 +6,15 @@ B batch, N tokens, T = B*N, C width, H heads, D = C/H head width, I/O in and out
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
+from ..models.crossformer_groups import Groups, group_tokens
 from ..runtime import all_reduce
 from . import Ops
+
+MASKED = -3e4
+"""Added to a score it makes its softmax exactly 0; float16 holds it."""
 
 
 class Linear(nn.Cell):
@@ -33,8 +38,9 @@ class Gelu(nn.Cell):
 class LayerNorm(nn.Cell):
     """Normalises the last axis; eps is always given, MindSpore's default is 1e-7."""
 
-    def __init__(self, eps: float):
+    def __init__(self, eps: float, many: bool = False):
         super().__init__()
+        del many  # the same operator
         self.norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=eps)
 
     def construct(self, x_tc, weight_c, bias_c):
@@ -72,6 +78,10 @@ class Attention(nn.Cell):
         self.tokens, self.heads = tokens, heads
 
     def construct(self, qkv_t3c):
+        return self.plain(qkv_t3c)
+
+    def plain(self, qkv_t3c):
+        """By products and a softmax, at any precision and head width."""
         width = qkv_t3c.shape[1] // 3
         head_dim = width // self.heads
         qkv = ops.transpose(qkv_t3c.reshape(-1, self.tokens, 3, self.heads, head_dim), (2, 0, 3, 1, 4))
@@ -112,6 +122,64 @@ class NormClassAttention(nn.Cell):
 def _attend(q, k, v):
     scores = ops.matmul(q * (q.shape[-1] ** -0.5), ops.transpose(k, (0, 1, 3, 2)))
     return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
+
+
+class BiasedAttention(nn.Cell):
+    """softmax(q k^T / sqrt(D) + bias + mask) v."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.heads = heads
+
+    def construct(self, q_bnc, k_bmc, v_bmc, bias_hnm, mask_wnm=None):
+        h, width = self.heads, q_bnc.shape[2]
+        head_dim = width // h
+        q_bhnd = ops.transpose(q_bnc.reshape(-1, q_bnc.shape[1], h, head_dim), (0, 2, 1, 3))
+        k_bhdm = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 3, 1))
+        v_bhmd = ops.transpose(v_bmc.reshape(-1, v_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
+        scores = ops.matmul(q_bhnd * head_dim**-0.5, k_bhdm).astype(ms.float32) + bias_hnm
+        if mask_wnm is not None:
+            shape = scores.shape
+            scores = scores.reshape(-1, mask_wnm.shape[0], *shape[1:]) + mask_wnm.expand_dims(1)
+            scores = scores.reshape(shape)
+        out_bhnd = ops.matmul(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
+        return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(q_bnc.shape)
+
+
+class GroupAttention(nn.Cell):
+    """The grid is padded with zeros, cut into groups, attended in, and put together again."""
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.attend = BiasedAttention(heads)
+
+    def construct(self, qkv_t3c, bias_hnn, groups):
+        height, width, g, i, top, left, rows, columns = groups
+        n, c = g * g, qkv_t3c.shape[1] // 3
+        x = place(place(qkv_t3c.reshape(-1, height, width, 3 * c), 1, top, rows), 2, left, columns)
+        x = x.reshape(-1, rows // (g * i), g, i, columns // (g * i), g, i, 3 * c)
+        x_bn3c = ops.transpose(x, (0, 1, 3, 4, 6, 2, 5, 7)).reshape(-1, n, 3 * c)
+        q_bnc, k_bnc, v_bnc = ops.split(x_bn3c, c, -1)
+        mask_w1n = padding_mask(groups) if rows * columns > height * width else None
+        out_bnc = self.attend(q_bnc, k_bnc, v_bnc, bias_hnn, mask_w1n)
+        y = out_bnc.reshape(-1, rows // (g * i), i, columns // (g * i), i, g, g, c)
+        y = ops.transpose(y, (0, 1, 5, 2, 3, 6, 4, 7)).reshape(-1, rows, columns, c)
+        return y[:, top : top + height, left : left + width].reshape(-1, c)
+
+
+def place(x, axis, before, size):
+    """`x` from place `before` of `size` places along an axis, zeros around it."""
+    for count, first in ((before, True), (size - before - x.shape[axis], False)):
+        if count:
+            zeros = ops.zeros((*x.shape[:axis], count, *x.shape[axis + 1 :]), x.dtype)
+            x = ops.concat((zeros, x) if first else (x, zeros), axis)
+    return x
+
+
+@ops.constexpr
+def padding_mask(groups):
+    """[W, 1, N] float32, 0 for tokens of the grid and MASKED for padding."""
+    return Tensor(np.where(group_tokens(Groups(*groups)) < 0, MASKED, 0).astype(np.float32)[:, None])
 
 
 class ScalePictures(nn.Cell):
@@ -183,28 +251,6 @@ class ToMap(nn.Cell):
         return ops.transpose(x_tc.reshape(-1, height, width, x_tc.shape[1]), (0, 3, 1, 2))
 
 
-class BiasedAttention(nn.Cell):
-    """softmax(q k^T / sqrt(D) + bias + mask) v."""
-
-    def __init__(self, heads: int):
-        super().__init__()
-        self.heads = heads
-
-    def construct(self, q_bnc, k_bmc, v_bmc, bias_hnm, mask_wnm=None):
-        h, width = self.heads, q_bnc.shape[2]
-        head_dim = width // h
-        q_bhnd = ops.transpose(q_bnc.reshape(-1, q_bnc.shape[1], h, head_dim), (0, 2, 1, 3))
-        k_bhdm = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 3, 1))
-        v_bhmd = ops.transpose(v_bmc.reshape(-1, v_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
-        scores = ops.matmul(q_bhnd * head_dim**-0.5, k_bhdm).astype(ms.float32) + bias_hnm
-        if mask_wnm is not None:
-            shape = scores.shape
-            scores = scores.reshape(-1, mask_wnm.shape[0], *shape[1:]) + mask_wnm.expand_dims(1)
-            scores = scores.reshape(shape)
-        out_bhnd = ops.matmul(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
-        return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(q_bnc.shape)
-
-
 STANDARD = Ops(
     "standard",
     Linear,
@@ -215,11 +261,12 @@ STANDARD = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    BiasedAttention,
+    GroupAttention,
     ScalePictures,
     Conv2d,
     Depthwise,
     BatchNorm,
     ToTokens,
     ToMap,
-    BiasedAttention,
 )

@@ -59,7 +59,7 @@ def running_statistics(model: nn.Cell) -> ParameterTuple:
 def layer_of(name: str, encoders: int) -> int:
     """The layer of a parameter for layer-wise decay: 0 the embedding, 1 to K the encoders or stages, K + 1 norm and
     head."""
-    encoder = re.match(r"(?:blocks\.|layer_)(\d+)\.", name)
+    encoder = re.match(r"(?:blocks\.|layers\.|layer_)(\d+)\.", name)
     if encoder:
         return int(encoder[1]) + 1
     return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else encoders + 1

@@ -23,7 +23,7 @@ class State:
     """Parameters, running statistics, moments, moving average and counters.
 
     update: updates done so far, those left out for an overflow included. applied: those that changed the parameters.
-    best_top1: the best validation score so far, in percent. skipped: unreadable training pictures met by this rank.
+    best_top1: the best validation score so far, in percent. skipped: times a rank met an unreadable training picture.
     """
 
     model: nn.Cell
@@ -66,8 +66,9 @@ class State:
         meta = dict(checkpoint.meta)
         for name in ("update", "applied", "best_top1", "skipped"):
             setattr(self, name, meta[name])
-        if meta["loss_scale"]["dynamic"] == self.loss_scale.dynamic:
-            self.loss_scale = LossScale(**meta["loss_scale"])
+        scale = LossScale(**meta["loss_scale"])
+        if scale.dynamic == self.loss_scale.dynamic and not scale.exhausted:
+            self.loss_scale = scale
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -136,10 +136,12 @@ def is_head(name: str) -> bool:
 def resize_positions(pos_1nc: np.ndarray, tokens: int) -> np.ndarray:
     """[1, 1 + G*G, C] -> [1, tokens, C]: the class token's as it is, the others' G x G grid bicubically.
 
+    Without a class token, [1, G*G, C] in the same way. Both counts must be of one kind, see _can_be_resized.
     The same as PyTorch's interpolate(mode="bicubic", align_corners=False); products in float64.
     """
-    cls_11c, grid_1pc = pos_1nc[:, :1], pos_1nc[:, 1:]
-    old, new = math.isqrt(grid_1pc.shape[1]), math.isqrt(tokens - 1)
+    extra = _class_tokens(tokens) or 0
+    cls_11c, grid_1pc = pos_1nc[:, :extra], pos_1nc[:, extra:]
+    old, new = math.isqrt(grid_1pc.shape[1]), math.isqrt(tokens - extra)
     matrix = cubic_matrix(old, new).astype(np.float64)
     grid_hwc = grid_1pc.reshape(old, old, -1).astype(np.float64)
     resized = np.einsum("hwc,hy,wx->yxc", grid_hwc, matrix, matrix, optimize=True)
@@ -149,7 +151,16 @@ def resize_positions(pos_1nc: np.ndarray, tokens: int) -> np.ndarray:
 def _can_be_resized(name: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     if name.partition(".")[0] != "pos_embed" or len(given) != 3 or given[::2] != wanted[::2]:
         return False
-    return all(n > 1 and math.isqrt(n - 1) ** 2 == n - 1 for n in (given[1], wanted[1]))
+    extra = _class_tokens(given[1])
+    return extra is not None and extra == _class_tokens(wanted[1])
+
+
+def _class_tokens(tokens: int) -> int | None:
+    """Tokens beside a square grid, 1 or 0: no two squares from 1 on are neighbours. None where there is no grid."""
+    for extra in (1, 0):
+        if tokens > extra and math.isqrt(tokens - extra) ** 2 == tokens - extra:
+            return extra
+    return None
 
 
 def _is_weight(tensor: np.ndarray, weights: Weights) -> bool:

@@ -18,6 +18,7 @@ _TOKENS = re.compile(r"^(pos_embed|cls_token)([._])([01])$")
 _ENCODER = re.compile(r"^(?:0\.)?blocks\.(?:0\.)?(\d+)\.(?=(?:blocks|projs|fusion|revert_projs)\.)")
 _FIRST_ENCODER = re.compile(r"^0\.(?=(?:blocks|projs|fusion|revert_projs)\.)")
 _FUSION = re.compile(r"(\.fusion\.[01]\.)0\.")
+_BUFFER = re.compile(r"^layers\.\d+\.blocks\.\d+\.(?:attn\.biases|attn\.relative_position_index|attn_mask)$")
 _NORM = {"gamma": "weight", "beta": "bias"}
 
 
@@ -52,6 +53,11 @@ def to_official(names: Iterable[str]) -> dict[str, str]:
     if len(set(found.values())) < len(found):
         raise ValueError("two of its tensors have the same official name")
     return found
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor is one of the tables that older CrossFormer checkpoints hold: they follow from the sizes."""
+    return bool(_BUFFER.match(name))
 
 
 def to_timm(name: str) -> str:

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..training.checkpoint import HEADER_KEY, neighbours, read_checkpoint
 from .arrays import BFLOAT16, to_array
 from .mindspore_file import read_ckpt
-from .names import MINDCV, OFFICIAL, OTHER, SUITE, family, numerics_of, to_official
+from .names import MINDCV, OFFICIAL, OTHER, SUITE, family, is_buffer, numerics_of, to_official
 from .pickles import Refused
 from .torch_file import PICKLE_START, ZIP_START, TorchTensor, read_torch
 
@@ -164,6 +164,10 @@ def _weights(path: Path, tensors: dict[str, np.ndarray], notes: tuple[str, ...] 
         raise ValueError("holds no tensors")
     if all(n.startswith(_PARALLEL) for n in tensors):
         tensors = {n.removeprefix(_PARALLEL): t for n, t in tensors.items()}
+    buffers = [n for n in tensors if is_buffer(n)]
+    if buffers:
+        tensors = {n: t for n, t in tensors.items() if not is_buffer(n)}
+        notes = (*notes, f"{len(buffers)} tables left out, the model makes its own: {_few(buffers, 2)}")
     kind, renamed = family(tensors), to_official(tensors)
     found = {renamed[n]: t for n, t in tensors.items()}
     return Weights(path, kind, numerics_of(kind), found, notes=notes)

@@ -180,6 +180,7 @@ def _allowed() -> dict[str, Callable[..., Any] | None]:
     inert: dict[str, Callable[..., Any] | None] = {name: _inert(name) for name in _INERT}
     return inert | {
         "collections.OrderedDict": plain_dict,
+        "yacs.config.CfgNode": plain_dict,
         "torch._utils._rebuild_tensor": _tensor,
         "torch._utils._rebuild_tensor_v2": _tensor,
         "torch._utils._rebuild_parameter": lambda data, *_: data,

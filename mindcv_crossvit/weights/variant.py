@@ -16,7 +16,7 @@ from .read import Weights
 
 @dataclass(frozen=True)
 class Variant:
-    """A model's name, what differs from it (`img_size`, `numerics`), and its classes."""
+    """A model's name, what differs from it (`img_size`, `numerics`, `fusion`, ...), and its classes."""
 
     name: str
     overrides: dict[str, Any]
@@ -24,9 +24,9 @@ class Variant:
 
 
 def find_variant(weights: Weights) -> Variant:
-    """The released model whose parameters these are, perhaps for another picture size.
+    """The released model whose parameters these are, perhaps for another picture size or with another fusion.
 
-    Raises UserError with the nearest one when there is none.
+    Raises UserError with the nearest one when there is none, and when two fusions have the same shapes.
     """
     given: Shapes = {n: t.shape for n, t in weights.tensors.items()}
     head = given.get("head.0.weight") or given.get("head.weight") or ()
@@ -42,6 +42,11 @@ def find_variant(weights: Weights) -> Variant:
         wanted = parameter_shapes(config.with_overrides(changes), classes)
         wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
         if not wrong:
+            if changes.get("fusion") == "class_token":
+                raise UserError(
+                    f"{weights.path}: tensors of {name} with fusion class_token or pairwise, which look the same; the"
+                    " checkpoint of a run says which"
+                )
             return Variant(name, changes, classes)
         differences[name] = min(differences.get(name, wrong), wrong, key=len)
     nearest = min(differences, key=lambda n: len(differences[n]))

@@ -11,6 +11,7 @@ from .attention import Attention, NormClassAttention
 from .biased_attention import BiasedAttention
 from .conv import Conv2d, ToMap, ToTokens
 from .depthwise import Depthwise
+from .group_attention import GroupAttention
 from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
 from .norm import BatchNorm
@@ -25,11 +26,12 @@ COMPOSED = Ops(
     Attention,
     ClassAttention,
     NormClassAttention,
+    BiasedAttention,
+    GroupAttention,
     ScalePictures,
     Conv2d,
     Depthwise,
     BatchNorm,
     ToTokens,
     ToMap,
-    BiasedAttention,
 )

@@ -1,0 +1,148 @@
+"""Token-to-token embeddings against the official logits and a functional PyTorch program."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from running import TINY
+from small_models import assert_is_pytorchs, trained
+
+from mindcv_crossvit import create_model, load_weights
+from mindcv_crossvit.data.draws import drop_path_scale
+from mindcv_crossvit.models import golden as rules
+from mindcv_crossvit.models.catalog import macs, parameter_shapes
+from mindcv_crossvit.models.crossvit_config import VARIANTS
+from mindcv_crossvit.recipe_file import load_recipe
+from mindcv_crossvit.weights.read import read_weights
+
+COUNTED = {  # the official code's: parameters, of them trained, multiply-accumulates, tensors
+    ("crossvit_9", "t2t"): (8_853_532, 8_853_532, 5_273_765_376, 312),
+    ("crossvit_15", "t2t"): (27_813_340, 27_813_340, 9_222_410_496, 384),
+    ("crossvit_18", "t2t"): (43_548_604, 43_548_604, 12_462_432_000, 420),
+    ("crossvit_9", "performer"): (8_862_492, 8_854_300, 2_322_048_000, 320),
+    ("crossvit_15", "performer"): (27_822_300, 27_814_108, 6_270_693_120, 392),
+    ("crossvit_18", "performer"): (43_557_564, 43_549_372, 9_510_714_624, 428),
+}
+OFFICIAL = {  # of crossvit_18, with the weights by rule: logits[0, :4], logits[1, 0], sum, sum of absolute values
+    "t2t": ([-0.38865, -0.18257, 1.08568, 0.39533, -0.55837], [-28.3629, 1120.5411]),
+    "performer": ([0.23899, -0.19788, 0.64616, 0.30927, 0.16703], [-36.8050, 1115.0332]),
+}
+
+
+@pytest.mark.parametrize("name, kind", COUNTED)
+def test_parameters_and_macs_to_the_unit(name, kind):
+    config = VARIANTS[name].with_overrides({"hybrid_backbone": kind})
+    shapes = parameter_shapes(config)
+    total = sum(map(math.prod, shapes.values()))
+    frozen = sum(math.prod(shape) for key, shape in shapes.items() if key.endswith(".w"))
+    assert (total, total - frozen, macs(config), len(shapes)) == COUNTED[name, kind]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize("kind", OFFICIAL)
+def test_logits_are_the_official_ones(kind):
+    from mindspore import Tensor
+
+    model = create_model("crossvit_18", hybrid_backbone=kind)
+    model.set_train(False)
+    rules.fill(model)
+    logits = model(Tensor(rules.picture((2, 3, 240, 240)))).asnumpy()
+    values, sums = OFFICIAL[kind]
+    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], values, rtol=0, atol=5e-5)
+    np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], sums, rtol=0, atol=5e-3)
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize("case, ops", [("t2t", "composed"), ("performer", "standard")])
+def test_logits_and_gradients_are_pytorchs(case, ops):
+    assert_is_pytorchs(case, ops, training=False)  # the performer's dropout is on in training
+
+
+PERFORMER = ["hybrid_backbone=performer", "patch_size=[12,16]", "img_size=[24,16]", "depth=[[1,1,0]]"]
+FEATURES = {f"patch_embed.{i}.attention{k}.w" for i in (0, 1) for k in (1, 2)}
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_random_features_are_in_weights_and_checkpoints_and_not_trained():
+    from mindcv_crossvit import build
+    from mindcv_crossvit.plan import make_plan
+
+    recipe = load_recipe(TINY, [f"model.{change}" for change in PERFORMER])
+    plan = make_plan(recipe, 1437, 10, 1)
+    state = build.new_state(recipe, plan)
+    named = state.named()  # what a checkpoint holds: weights, two moments and an average each
+    assert {name for name in named if name.endswith(".w")} == {f"model.{name}" for name in FEATURES}
+    assert not FEATURES & {p.name for p in state.optimizer.parameters}
+    for name in FEATURES:
+        rows = named[f"model.{name}"].asnumpy()
+        np.testing.assert_allclose(rows @ rows.T, 32 * np.eye(32), rtol=0, atol=1e-4)
+    assert "parameters and 8,192 frozen ones" in dict(build.model_lines(recipe, plan, state))["model"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph_mode")
+def test_a_run_keeps_the_random_features(tmp_path, monkeypatch):
+    run = trained(tmp_path / "run", [f"model.{change}" for change in PERFORMER], monkeypatch)
+    weights = read_weights(run / "last.safetensors")
+    config = load_recipe(run / "recipe.yaml").model.overrides()
+    model = create_model("crossvit_9", 2, **config)
+    fresh = {p.name: p.asnumpy().copy() for p in model.get_parameters()}
+    for name in FEATURES:
+        np.testing.assert_array_equal(weights.tensors[name], fresh[name])
+    moved = "patch_embed.0.attention1.kqv.weight"
+    assert np.abs(weights.tensors[moved] - fresh[moved]).max() > 1e-4
+    assert load_weights(model, run / "last.safetensors").missing == []
+
+
+@pytest.mark.usefixtures("graph_mode")
+def test_dropout_follows_its_coins():
+    from mindspore import Tensor
+
+    from mindcv_crossvit.models.blocks import DropPathSchedule
+    from mindcv_crossvit.models.t2t import SeededDropout
+
+    drops = DropPathSchedule()
+    layers = [SeededDropout(0.1, 40, drops).set_train() for _ in range(2)]
+    assert drops.rates == [0.5] * 48
+    scale = drop_path_scale(0, 0, tuple(drops.rates), 50)
+    ones = Tensor(np.ones((50 * 40, 64), np.float32))
+    first, again, other = (layer(ones, Tensor(scale)).asnumpy() for layer in (layers[0], layers[0], layers[1]))
+    np.testing.assert_array_equal(first, again)
+    kept, kept2 = (x.reshape(50, -1) > 0 for x in (first, other))
+    np.testing.assert_allclose(first[first > 0], 1 / 0.9, rtol=1e-6)
+    assert abs(kept.mean() - 0.9) < 5 * math.sqrt(0.09 / kept.size)
+
+    def correlation(a, b):
+        return ((a - 0.9) * (b - 0.9)).mean() / 0.09
+
+    pairs = [(kept, kept2), (kept[1:], kept[:-1]), (kept[:, 1:], kept[:, :-1]), (kept[:, 64:], kept[:, :-64])]
+    assert max(abs(correlation(*pair)) for pair in pairs) < 5 / math.sqrt(kept.size)
+    assert len(np.unique(kept.sum(1))) > 10  # the samples' draws are their own
+    layers[0].set_train(False)
+    np.testing.assert_array_equal(layers[0](ones).asnumpy(), ones.asnumpy())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize(
+    "case, ops", [("t2t", "standard"), ("performer", "composed"), ("t2t", "native"), ("performer", "native")]
+)
+def test_the_other_implementations_too(case, ops):
+    assert_is_pytorchs(case, ops, training=False)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"hybrid_backbone": "t2"}, "hybrid_backbone must be t2t or performer or null"),
+        ({"hybrid_backbone": "t2t", "multi_conv": True}, "choose one"),
+        ({"hybrid_backbone": "t2t", "patch_size": (8, 16)}, "patches of 12 and 16 pixels, not 8"),
+    ],
+    ids=str,
+)
+def test_impossible_choices_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        VARIANTS["crossvit_9"].with_overrides(overrides)
