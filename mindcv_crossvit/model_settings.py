@@ -91,6 +91,33 @@ class CrossViTModel(Model):
 
 
 @dataclass(frozen=True)
+class DeiTModel(Model):
+    """A DeiT, one branch; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None, "pixels; null: the variant's", auto="the variant's, or smaller where the pictures are", at_least=1
+    )
+    patch_size: int | None = setting(None, "pixels of a patch", at_least=1)
+    embed_dim: int | None = setting(None, "width", at_least=1)
+    depth: int | None = setting(None, "transformer blocks", at_least=1)
+    num_heads: int | None = setting(None, "heads", at_least=1)
+    mlp_ratio: float | None = setting(None, "hidden width over width", above=0)
+    multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+
+
+@dataclass(frozen=True)
+class CabViTModel(Model):
+    """A CabViT-H; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None, "pixels, a multiple of 32; null: the variant's", auto="the variant's, or smaller where the pictures are"
+    )
+    embed_dims: tuple[int, int, int, int] | None = setting(None, "width of each stage", at_least=1)
+    depths: tuple[int, int, int, int] | None = setting(None, "blocks of each stage", at_least=1)
+    num_heads: tuple[int, int, int, int] | None = setting(None, "heads of each stage, 0 for the first two", at_least=0)
+
+
+@dataclass(frozen=True)
 class CrossFormerModel(Model):
     """A CrossFormer or CrossFormer++; null is the variant's own value."""
 
@@ -120,7 +147,12 @@ class CrossFormerModel(Model):
     no_mask: bool = setting(False, "tokens attend to padding, too")
 
 
-SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "crossformer": CrossFormerModel}
+SETTINGS: dict[str, type[Model]] = {
+    "crossvit": CrossViTModel,
+    "crossformer": CrossFormerModel,
+    "deit": DeiTModel,
+    "cabvit": CabViTModel,
+}
 """By the family's name."""
 
 

@@ -203,6 +203,9 @@ class Run:
         "O0", "what is float16, O0 nothing to O3 all but norms, softmax and loss", choices=PRECISIONS
     )
     distribute: bool | None = setting(None, "several devices; null: when started by msrun (--distribute)")
+    sync_batch_norm: bool = setting(
+        False, "batch norms see the micro-batches of all devices at once; CabViT's, not those of MindCV's models"
+    )
     log_every: int = setting(50, "updates between log lines", at_least=1)
     compare_every: int | None = setting(
         None,

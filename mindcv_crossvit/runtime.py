@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,13 @@ def seed_everything(seed: int) -> None:
     import mindspore as ms
 
     ms.set_seed(seed)
+
+
+def all_reduce() -> Any:
+    """The primitive that adds a float32 tensor up over all ranks; its gradient adds up the gradients."""
+    from mindspore import ops
+
+    return ops.AllReduce()
 
 
 @dataclass(frozen=True)
