@@ -98,8 +98,6 @@ def judge(entry: dict[str, Any], published: dict[str, Any], measured: dict[str, 
 
 def _verdict(entry, claim, published, found) -> tuple[str, str, str]:
     """(ours, status, note)."""
-    if "model" not in entry:
-        return "", UNVERIFIED, entry["missing"]
     if claim["figure"] in _UNITS:
         return _count_verdict(entry, claim, found)
     return _accuracy_verdict(entry, claim, published["sources"], found)

@@ -67,7 +67,7 @@ def arguments_of(argv: list[str] | None = None) -> argparse.Namespace:
 
 def chosen(names: list[str] | None, entries: list[dict[str, Any]]) -> set[str]:
     """Names of the entries to check; models in any spelling. Raises UserError for an unknown one."""
-    known = {e["name"] for e in entries if "model" in e}
+    known = {e["name"] for e in entries}
     if names is None:
         return known
     plain = {name: _plain(name) for name in names}
@@ -213,7 +213,7 @@ def main() -> int:
     data = open_validation(arguments.data_dir, arguments.pictures) if weights else None
     process = runtime.start("auto")
     entries: dict[str, Any] = {}
-    for entry in (e for e in published["entries"] if "model" in e):
+    for entry in published["entries"]:
         name, row = entry["name"], golden_row(entry)
         entries[name] = found = {}
         if name in wanted:
