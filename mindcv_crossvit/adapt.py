@@ -15,8 +15,10 @@ import numpy as np
 
 from .data.images import BadImage
 from .data.sources import Source, Splits
+from .errors import UserError
 from .models.catalog import family_of
 from .recipe import Recipe
+from .settings import check_value
 
 UPDATES = 500
 SAMPLE = 64
@@ -32,7 +34,8 @@ def adapt(
     """The recipe without `auto`, and a sentence for each setting that had it.
 
     pretrained: whether the run begins with given weights.
-    begun: the recipe of the run that is gone on with, as plain values; it decided already.
+    begun: the recipe of the run that is gone on with, as plain values; it decided already. Raises UserError when one
+        of them cannot be.
     """
     rules: list[tuple[str, Callable[[Recipe, Splits, bool], tuple[Any, str]]]] = [
         ("model.img_size", _img_size),
@@ -45,7 +48,7 @@ def adapt(
     said = []
     for key, rule in rules:
         if key in recipe.auto:
-            decided = _value(begun, key) if begun else None
+            decided = _value(recipe, begun, key) if begun else None
             value, why = (decided, "as the run began") if decided is not None else rule(recipe, data, pretrained)
             recipe = _with(recipe, key, value)
             said.append(f"{key} {_shown(value)}: {why}")
@@ -105,10 +108,14 @@ def _steps(recipe: Recipe, data: Splits) -> int:
     return max(len(data.train) // recipe.batch.global_batch, 1)
 
 
-def _value(values: Mapping[str, Any], key: str) -> Any:
+def _value(recipe: Recipe, values: Mapping[str, Any], key: str) -> Any:
     section, name = key.split(".")
-    value = values.get(section, {}).get(name)
-    return tuple(value) if isinstance(value, list) else value
+    inner = values.get(section)
+    value = inner.get(name) if isinstance(inner, Mapping) else None
+    try:
+        return None if value is None else check_value(type(getattr(recipe, section)), key, value)
+    except ValueError as error:
+        raise UserError(f"the recipe that the run began with: {error}") from error
 
 
 def _with(recipe: Recipe, key: str, value: Any) -> Recipe:

@@ -24,7 +24,7 @@ from .recipe import Recipe
 from .recipe_file import to_yaml
 from .runtime import Runtime, device_target
 from .training.checkpoint import Checkpoint, CheckpointFolder
-from .training.groups import decayed, freeze, make_groups
+from .training.groups import decayed, freeze, make_groups, running_statistics
 from .training.loop import Training
 from .training.loss_scale import LossScale
 from .training.optimizer import SGD, AdamW, GroupedOptimizer
@@ -36,11 +36,15 @@ from .weights.load import set_parameters
 from .weights.read import Weights
 
 
-def build_model(recipe: Recipe, classes: int) -> nn.Cell:
-    """The recipe's model for a number of classes. Raises UserError when MindCV has no such model."""
-    m = recipe.model
+def build_model(recipe: Recipe, classes: int, world: int = 1) -> nn.Cell:
+    """The recipe's model for a number of classes. Raises UserError when MindCV has no such model.
+
+    world: ranks of a training run.
+    """
+    m, ranks = recipe.model, world if recipe.run.sync_batch_norm else 1
     try:
         how: dict[str, Any] = {"ops": recipe.run.ops, "precision": recipe.run.precision, "seed": recipe.run.seed}
+        how["ranks"] = ranks
         return create_model(m.name, classes, m.drop_path_rate, **how, **m.overrides())
     except ValueError as error:
         raise UserError(f"model.name: {error}") from error
@@ -77,11 +81,11 @@ def build_loader(recipe: Recipe, views: dict[str, View]) -> Loader:
 
 def new_state(recipe: Recipe, plan: Plan) -> State:
     """A fresh model with the recipe's optimizer over its trainable parameters."""
-    model = build_model(recipe, plan.classes)
+    model = build_model(recipe, plan.classes, plan.world)
     if recipe.optimizer.freeze:
         freeze(list(model.trainable_params()), recipe.optimizer.freeze)
     optimizer = build_optimizer(recipe, model)
-    ema = new_average(optimizer) if recipe.ema.decay else ParameterTuple([])
+    ema = new_average(model, optimizer) if recipe.ema.decay else ParameterTuple([])
     return State(model, optimizer, ema, LossScale.for_precision(recipe.run.precision))
 
 
@@ -114,7 +118,7 @@ def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Weights
         for topic, text in fitted.report.lines():
             journal.say(f"{topic:<9} {text}")
         if state.ema:
-            state.ema = new_average(state.optimizer)
+            state.ema = new_average(state.model, state.optimizer)
 
 
 def fit_model(model: nn.Cell, weights: Weights) -> Fit:
@@ -172,7 +176,8 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
     size = recipe.model.image_size
     work = f", {catalog.macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
     decays = sum(decayed(parameters, recipe.optimizer.no_decay))
-    frozen = sum(p.size for p in state.model.get_parameters()) - count
+    untrained = sum(p.size for p in state.model.get_parameters()) - count
+    frozen = untrained - sum(p.size for p in running_statistics(state.model))
     still = f" and {frozen:,} frozen ones" if frozen and (config or recipe.optimizer.freeze) else ""
     return [
         ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters{still}, {size} px{work}"),

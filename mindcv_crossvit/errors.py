@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import io
+import os
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from . import presence
 from .process import die_with_launcher
@@ -21,6 +24,7 @@ DIFFERS = 6
 """Exit code of an export whose file does not give the checkpoint's logits."""
 NOT_SAVED = 7
 """Exit code of a run that ended because a checkpoint could not be written."""
+LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 MOST_NAMED = 40
 """Names a message lists at the most."""
 
@@ -42,17 +46,41 @@ def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
     return f"known are {', '.join(known[:MOST_NAMED])}{', ...' if len(known) > MOST_NAMED else ''}"
 
 
+def printable(text: str) -> str:
+    """One line that any terminal takes: what is no letter, sign or space is written as its escape, `\\n` for example.
+
+    Names of files need not be text, and those in files of others may hold anything.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def user_path(text: str, said: str) -> Path:
+    """A path as a user writes it, `~` understood. Raises UserError that begins with `said`, the key or option."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+        if any(len(os.fsencode(part)) > LONGEST_NAME for part in path.parts):
+            raise ValueError(f"a name of more than {LONGEST_NAME} bytes")
+        return path
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
+        why = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{said}: {text!r} is no usable path: {why}") from error
+
+
 def run_main(main: Callable[[], int]) -> None:
     """Runs a script's main; a UserError is printed line by line and ends it with code 2."""
     die_with_launcher()
     presence.begin()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that has no Chinese still gets the line
     cause = ""
     try:
         code = main()
     except UserError as error:
         sys.stdout.flush()
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr, flush=True)
+            print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
         code, cause = USER_ERROR, error.problems[0] if error.problems else ""
     except SystemExit as error:
         presence.end(error.code if isinstance(error.code, int) else int(error.code is not None), str(error.code or ""))

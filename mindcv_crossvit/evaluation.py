@@ -11,6 +11,7 @@ from mindspore import Tensor, nn
 
 from .data.loader import Loader
 from .data.views import eval_jobs
+from .errors import UserError
 from .presence import mark
 from .runtime import Runtime
 
@@ -56,23 +57,32 @@ def evaluate(
 
     labels: [N] of the whole set. batch: pictures per rank and step. Logits of the padding rows are masked out; the
     per-picture outcomes of all ranks are put back into the set's order and summed there in float64, so that the
-    result does not depend on how they were divided. Raises RuntimeError when a picture was not counted once.
+    result does not depend on how they were divided. Raises UserError on all ranks when one of them cannot go on, for
+    a picture that it cannot read, and RuntimeError when a picture was not counted once.
     """
     jobs = eval_jobs(len(labels), batch, runtime.rank, runtime.world)
     losses = np.full((len(jobs), batch), np.nan, np.float32)
     positions = np.full((len(jobs), batch), -1, np.int32)
-    skipped = 0
-    for k, (job, arrays, bad) in enumerate(loader.batches(VIEW, jobs)):
-        mark("validating" if k else "compiling")
-        count = len(job.indices)
-        logits = logits_of(arrays["images"])[:count]
-        losses[k, :count], positions[k, :count] = outcomes(logits, labels[job.indices])
-        for row, reason in bad:
-            positions[k, row] = -1
-            skipped += 1
+    skipped, problem = [], ""
+    try:
+        for k, (job, arrays, bad) in enumerate(loader.batches(VIEW, jobs)):
+            mark("validating" if k else "compiling")
+            count = len(job.indices)
+            logits = logits_of(arrays["images"])[:count]
+            losses[k, :count], positions[k, :count] = outcomes(logits, labels[job.indices])
+            for row, reason in bad:
+                positions[k, row] = -1
+                skipped.append(reason)
+    except UserError as error:
+        problem = str(error)
+    runtime.agree(problem)
+    reasons = [line for text in runtime.texts("\n".join(skipped)) for line in text.splitlines()]
+    if runtime.is_main:
+        for reason in reasons:
             say(f"skipped: {reason}")
-    skipped = int(runtime.gather(np.array([skipped], np.int32)).sum())
-    return _total(_in_order(losses, runtime), _in_order(positions, runtime), len(labels), skipped)
+        if reasons:
+            say(f"skipped   {len(reasons):,} of {len(labels):,} validation pictures cannot be read")
+    return _total(_in_order(losses, runtime), _in_order(positions, runtime), len(labels), len(reasons))
 
 
 def outcomes(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

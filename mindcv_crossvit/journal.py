@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from .errors import UserError, user_path
 from .recipe import Recipe
 
 METRICS = "metrics.jsonl"
@@ -26,7 +26,8 @@ def choose_folder(recipe: Recipe, resume: bool) -> Path:
     Raises UserError when a given folder already has a run and it is not resumed, or cannot be written to.
     """
     if recipe.run.output:
-        folder = Path(recipe.run.output).expanduser()
+        folder = user_path(recipe.run.output, "run.output")
+        user_path(str(folder / METRICS), "run.output")
         if (folder / METRICS).exists() and not resume:
             raise UserError(
                 f"run.output: {folder} already has a run; go on with --resume auto, or name another --output"
@@ -66,8 +67,11 @@ class Journal:
         self._live = speaks and sys.stdout.isatty()
         self._begun = time.perf_counter()
         self._owed: dict[str, str] = {}
-        if folder:
-            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if folder:
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run.output: {folder} cannot be made: {error.strerror}") from error
 
     @property
     def seconds(self) -> float:
@@ -97,7 +101,7 @@ class Journal:
         path, owed = self.folder / name, self._owed.pop(name, "") + text
         size = path.stat().st_size if path.exists() else 0
         try:
-            with path.open("a", encoding="utf-8") as file:
+            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(owed)
         except OSError as error:
             self._owed[name] = owed
@@ -109,7 +113,7 @@ class Journal:
     def write(self, name: str, text: str) -> None:
         """A whole file of the run folder."""
         if self.folder is not None:
-            (self.folder / name).write_text(text, encoding="utf-8")
+            (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def forget_after(self, update: int) -> None:
         """Drops the metrics of updates later than `update`: a resumed run records them again."""

@@ -12,6 +12,9 @@ from .models.crossvit_config import BACKBONES, FUSIONS, NUMERICS
 from .models.family import Config
 from .settings import meaning, setting
 
+MANY, SIDE, WIDTH, BLOCKS = 1_000_000, 10_000, 100_000, 1000
+"""More classes, pixels, width and blocks than anybody asks for but by mistake; they would only fail later."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -19,7 +22,7 @@ class Model:
 
     name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
     drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
-    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1)
+    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1, at_most=MANY)
 
     def overrides(self) -> dict[str, Any]:
         """The family's own settings that differ from their defaults: arguments of the official constructor."""
@@ -45,7 +48,7 @@ _COMMON = tuple(f.name for f in fields(Model))
 class MindCVModel(Model):
     """A model of MindCV's zoo, `mindcv/NAME`, as it is."""
 
-    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1)
+    input_size: int | None = setting(None, "pixels of the input (224 when null)", at_least=1, at_most=SIDE)
 
     def overrides(self) -> dict[str, Any]:
         """None: MindCV's constructors have arguments of their own."""
@@ -70,12 +73,13 @@ class CrossViTModel(Model):
         "pixels of the small and the large branch; null: the variant's",
         auto="the variant's, or smaller where the pictures are",
         at_least=1,
+        at_most=SIDE,
     )
-    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1)
-    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1)
-    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0)
-    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1)
-    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0)
+    patch_size: tuple[int, int] | None = setting(None, "pixels of a patch, per branch", at_least=1, at_most=SIDE)
+    embed_dim: tuple[int, int] | None = setting(None, "width of each branch", at_least=1, at_most=WIDTH)
+    depth: tuple[tuple[int, int, int], ...] | None = setting(None, "[N, M, L] per encoder", at_least=0, at_most=BLOCKS)
+    num_heads: tuple[int, int] | None = setting(None, "heads of each branch", at_least=1, at_most=WIDTH)
+    mlp_ratio: tuple[float, ...] | None = setting(None, "hidden width over width, per branch", above=0, at_most=BLOCKS)
     multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
     hybrid_backbone: str | None = setting(
         None, "token-to-token patch embeddings in both branches, with softmax or linear attention", choices=BACKBONES
@@ -84,6 +88,33 @@ class CrossViTModel(Model):
     cls_token: bool = setting(True, "false: no class tokens, the mean of a branch's patches in their place")
     identity_projs: bool = setting(False, "no projections between branches of equal width")
     numerics: str = setting("official", "whose arithmetic: the official code's or MindCV's", choices=tuple(NUMERICS))
+
+
+@dataclass(frozen=True)
+class DeiTModel(Model):
+    """A DeiT, one branch; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None, "pixels; null: the variant's", auto="the variant's, or smaller where the pictures are", at_least=1
+    )
+    patch_size: int | None = setting(None, "pixels of a patch", at_least=1)
+    embed_dim: int | None = setting(None, "width", at_least=1)
+    depth: int | None = setting(None, "transformer blocks", at_least=1)
+    num_heads: int | None = setting(None, "heads", at_least=1)
+    mlp_ratio: float | None = setting(None, "hidden width over width", above=0)
+    multi_conv: bool | None = setting(None, "the three-convolution stem of the dagger variants")
+
+
+@dataclass(frozen=True)
+class CabViTModel(Model):
+    """A CabViT-H; null is the variant's own value."""
+
+    img_size: int | None = setting(
+        None, "pixels, a multiple of 32; null: the variant's", auto="the variant's, or smaller where the pictures are"
+    )
+    embed_dims: tuple[int, int, int, int] | None = setting(None, "width of each stage", at_least=1)
+    depths: tuple[int, int, int, int] | None = setting(None, "blocks of each stage", at_least=1)
+    num_heads: tuple[int, int, int, int] | None = setting(None, "heads of each stage, 0 for the first two", at_least=0)
 
 
 @dataclass(frozen=True)
@@ -116,7 +147,12 @@ class CrossFormerModel(Model):
     no_mask: bool = setting(False, "tokens attend to padding, too")
 
 
-SETTINGS: dict[str, type[Model]] = {"crossvit": CrossViTModel, "crossformer": CrossFormerModel}
+SETTINGS: dict[str, type[Model]] = {
+    "crossvit": CrossViTModel,
+    "crossformer": CrossFormerModel,
+    "deit": DeiTModel,
+    "cabvit": CabViTModel,
+}
 """By the family's name."""
 
 

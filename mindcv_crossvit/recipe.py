@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from .model_settings import Model
+from .model_settings import MANY, Model
 from .settings import internal, meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
@@ -22,14 +22,16 @@ class Data:
     val_fraction: float | None = setting(
         None, "share held out for validation when a folder has no train/ and val/", above=0, below=1
     )
-    split_seed: int = setting(0, "seed of that split", at_least=0)
+    split_seed: int = setting(0, "seed of that split", at_least=0, below=2**31)
     classes: tuple[str, ...] | None = setting(None, "only the pictures of these classes, in this order; null for all")
-    mean: tuple[float, float, float] = setting(IMAGENET_MEAN, "subtracted per channel, of pixels in 0 to 1")
-    std: tuple[float, float, float] = setting(IMAGENET_STD, "then divided by", above=0)
-    workers: int = setting(
-        2, "processes that prepare batches, per device; 0 prepares in the training process", at_least=0
+    mean: tuple[float, float, float] = setting(
+        IMAGENET_MEAN, "subtracted per channel, of pixels in 0 to 1", at_least=-100, at_most=100
     )
-    prefetch: int = setting(2, "batches prepared ahead, per worker", at_least=1)
+    std: tuple[float, float, float] = setting(IMAGENET_STD, "then divided by", at_least=1e-4, at_most=100)
+    workers: int = setting(
+        2, "processes that prepare batches, per device; 0 prepares in the training process", at_least=0, at_most=1000
+    )
+    prefetch: int = setting(2, "batches prepared ahead, per worker", at_least=1, at_most=1000)
     bad_images: str = setting("stop", "what to do with a picture that cannot be read", choices=("stop", "skip"))
 
 
@@ -38,7 +40,7 @@ class Affine:
     """One random rotation, scaling and shift about the centre."""
 
     degrees: float = setting(0.0, "rotation, uniform in -degrees to degrees", at_least=0, at_most=180)
-    scale: tuple[float, float] = setting((1.0, 1.0), "zoom, uniform between the two", above=0)
+    scale: tuple[float, float] = setting((1.0, 1.0), "zoom, uniform between the two", at_least=0.01, at_most=100)
     shift: float = setting(
         0.0, "shift per axis as a share of the side, uniform in -shift to shift", at_least=0, below=1
     )
@@ -54,9 +56,11 @@ class Augment:
         choices=("resized", "padded", "none"),
     )
     crop_scale: tuple[float, float] = setting(
-        (0.08, 1.0), "area of a resized crop, share of the picture", above=0, at_most=1
+        (0.08, 1.0), "area of a resized crop, share of the picture", at_least=1e-4, at_most=1
     )
-    crop_ratio: tuple[float, float] = setting((3 / 4, 4 / 3), "aspect of a resized crop, width over height", above=0)
+    crop_ratio: tuple[float, float] = setting(
+        (3 / 4, 4 / 3), "aspect of a resized crop, width over height", at_least=0.01, at_most=100
+    )
     flip: float = setting(0.5, "probability of a horizontal flip", at_least=0, at_most=1)
     affine: Affine | None = setting(None, "random rotation, scaling and shift; null for none")
     rand_augment: str | None = setting(None, "policy in timm's form, e.g. rand-m9-mstd0.5-inc1; null for none")
@@ -69,11 +73,11 @@ class Augment:
 class Mix:
     """Mixup and CutMix, one draw per group of pictures, partner = the group reversed."""
 
-    mixup: float = setting(0.0, "alpha of mixup's Beta distribution; 0 for none", at_least=0)
-    cutmix: float = setting(0.0, "alpha of CutMix's; 0 for none", at_least=0)
+    mixup: float = setting(0.0, "alpha of mixup's Beta distribution; 0 for none", at_least=0, at_most=1000)
+    cutmix: float = setting(0.0, "alpha of CutMix's; 0 for none", at_least=0, at_most=1000)
     prob: float = setting(1.0, "probability that a group is mixed", at_least=0, at_most=1)
     switch_prob: float = setting(0.5, "probability of CutMix where both are on", at_least=0, at_most=1)
-    group: int = setting(128, "pictures that share a draw (the official device batch)", at_least=2)
+    group: int = setting(128, "pictures that share a draw (the official device batch)", at_least=2, at_most=MANY)
 
 
 @dataclass(frozen=True)
@@ -92,8 +96,11 @@ class Batch:
         "pictures per update, over all devices",
         auto="a power of two from 8 to 64, near a 25th of the training pictures",
         at_least=1,
+        at_most=MANY,
     )
-    largest_per_device: int = setting(256, "pictures a device holds at once; lower it when memory runs out", at_least=1)
+    largest_per_device: int = setting(
+        256, "pictures a device holds at once; lower it when memory runs out", at_least=1, at_most=MANY
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,7 @@ class Optimizer:
         auto="from the update rule, and whether weights are given (--init-from)",
         above=0,
     )
-    lr_batch: int = setting(512, "global batch the reference rate belongs to", at_least=1)
+    lr_batch: int = setting(512, "global batch the reference rate belongs to", at_least=1, at_most=MANY)
     lr_scaling: str = setting("linear", "how lr follows the global batch", choices=("linear", "sqrt", "none"))
     betas: tuple[float, float] = setting((0.9, 0.999), "adamw: decay of the moments per update", at_least=0, below=1)
     eps: float = setting(1e-8, "adamw: added to the root of the second moment", above=0)
@@ -146,7 +153,7 @@ class Schedule:
     """Linear warm-up, then cosine."""
 
     epochs: int = setting(
-        300, "passes over the training set", auto="as many as give 500 updates, from 5 to 100", at_least=1
+        300, "passes over the training set", auto="as many as give 500 updates, from 5 to 100", at_least=1, at_most=MANY
     )
     warmup_epochs: float = setting(30.0, "epochs of linear warm-up", auto="a tenth of the epochs", at_least=0)
     warmup_lr: float = setting(1e-6, "learning rate at the start", at_least=0)
@@ -164,8 +171,10 @@ class Evaluate:
     """Validation while training and by validate.py."""
 
     every_epochs: int = setting(1, "epochs between validations; the last epoch is always validated", at_least=1)
-    batch: int = setting(64, "pictures per device and step", at_least=1)
-    crop_fraction: float = setting(0.875, "input size over the resized shorter side, centre crop", above=0, at_most=1)
+    batch: int = setting(64, "pictures per device and step", at_least=1, at_most=MANY)
+    crop_fraction: float = setting(
+        0.875, "input size over the resized shorter side, centre crop", at_least=0.1, at_most=1
+    )
 
 
 @dataclass(frozen=True)
@@ -194,7 +203,15 @@ class Run:
         "O0", "what is float16, O0 nothing to O3 all but norms, softmax and loss", choices=PRECISIONS
     )
     distribute: bool | None = setting(None, "several devices; null: when started by msrun (--distribute)")
+    sync_batch_norm: bool = setting(
+        False, "batch norms see the micro-batches of all devices at once; CabViT's, not those of MindCV's models"
+    )
     log_every: int = setting(50, "updates between log lines", at_least=1)
+    compare_every: int | None = setting(
+        None,
+        "updates between comparisons of the ranks' parameters, besides those at the start and at every checkpoint",
+        at_least=1,
+    )
 
 
 @dataclass(frozen=True)

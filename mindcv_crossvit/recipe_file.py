@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from .data.rand_augment import parse_policy
 from .errors import UserError, nearest
 from .model_settings import CrossViTModel, Model, settings_for
+from .models.catalog import parameter_shapes
 from .recipe import Recipe
 from .settings import auto_keys, fill
 
+NODES = 20_000
+"""Values of a recipe, all aliases written out."""
+PARAMETERS = 10**10
 COST = "; CrossViT's first author lost about 3 points with batch 512 or 10 warm-up epochs (facebookresearch/deit#63)"
 
 
@@ -59,15 +64,33 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The plain values of a YAML file, numbers like 1e-3 as numbers. Raises UserError."""
     if not path.is_file():
         raise UserError(f"{path}: no such recipe{_nearby(path)}")
+    import yaml
     from omegaconf import OmegaConf
 
     try:
+        _count(yaml.compose(path.read_text(encoding="utf-8"), yaml.SafeLoader), {})
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except Exception as error:  # the YAML reader raises many kinds; all mean that the file cannot be read
         raise UserError(f"{path}: not a readable YAML file: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections with keys, got {type(values).__name__}")
     return {str(key): value for key, value in values.items()}
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """Values below a YAML node with all aliases written out: a few lines of them can stand for more than fit anywhere.
+
+    Raises ValueError for more than NODES of them, or for a value that contains itself.
+    """
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = NODES  # of a value that contains itself
+    parts = node.value if node is not None and isinstance(node.value, list) else []
+    inner = [part for pair in parts for part in (pair if isinstance(pair, tuple) else (pair,))]
+    known[id(node)] = total = 1 + sum(_count(part, known) for part in inner)
+    if total > NODES:
+        raise ValueError(f"more than {NODES:,} values, or one that contains itself")
+    return total
 
 
 def departures(path: str | Path, recipe: Recipe) -> list[str]:
@@ -153,16 +176,19 @@ def _contradictions(recipe: Recipe) -> list[str]:
             f"schedule.warmup_epochs: expected at most schedule.epochs ({recipe.schedule.epochs}),"
             f" got {recipe.schedule.warmup_epochs:g}"
         )
-    if recipe.name in ("", ".", "..") or any(c in recipe.name for c in "/\\\0"):
-        found.append(f"name: expected a plain name without slashes, got {recipe.name!r}")
+    name = recipe.name
+    if name in ("", ".", "..") or any(c in name for c in "/\\") or not name.isprintable() or len(name.encode()) > 200:
+        found.append(f"name: expected a plain name without slashes, of at most 200 bytes, got {name!r}")
     return found
 
 
 def _model_contradictions(model: Model) -> list[str]:
     try:
-        model.config()
+        config = model.config()
     except ValueError as error:
         return [f"model: {error}"]
+    if config and (count := sum(prod(shape) for shape in parameter_shapes(config).values())) > PARAMETERS:
+        return [f"model: its sizes make {count:.1e} parameters, more than {PARAMETERS:.0e} are not planned"]
     return []
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,6 +68,13 @@ def seed_everything(seed: int) -> None:
     ms.set_seed(seed)
 
 
+def all_reduce() -> Any:
+    """The primitive that adds a float32 tensor up over all ranks; its gradient adds up the gradients."""
+    from mindspore import ops
+
+    return ops.AllReduce()
+
+
 @dataclass(frozen=True)
 class Runtime:
     """This process's place in the run."""
@@ -89,6 +97,22 @@ class Runtime:
         from mindspore import Tensor, ops
 
         return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
+
+    def texts(self, mine: str) -> list[str]:
+        """What every rank has to say, by rank; one small collective when none has anything."""
+        raw = np.frombuffer(mine.encode(errors="backslashreplace"), np.uint8)
+        sizes = self.gather(np.array([len(raw)], np.int32))[:, 0]
+        if not sizes.any():
+            return [""] * self.world
+        padded = np.zeros(-(-int(sizes.max()) // 1024) * 1024, np.int32)  # few lengths: each is compiled for
+        padded[: len(raw)] = raw
+        rows = self.gather(padded)
+        return [row[:size].astype(np.uint8).tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
+
+    def agree(self, problem: str) -> None:
+        """Raises UserError on every rank when one of them has a problem, with what each says; empty for none."""
+        if said := [line for text in self.texts(problem) for line in text.splitlines()]:
+            raise UserError(dict.fromkeys(said))
 
     def sums(self) -> bool:
         """Whether an all-reduce over the ranks adds up."""

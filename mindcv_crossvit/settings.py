@@ -32,7 +32,7 @@ class Limits:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         parts = [
-            f"{word} {value:g}"
+            f"{word} {value:,}" if isinstance(value, int) else f"{word} {value:g}"
             for word, value in (
                 ("from", self.at_least),
                 ("above", self.above),
@@ -92,6 +92,16 @@ def auto_keys(cls: Any, where: str = "") -> list[str]:
         elif info.metadata.get("auto"):
             found.append(_join(where, info.name))
     return found
+
+
+def check_value(cls: Any, key: str, value: Any) -> Any:
+    """A plain value as a section's setting takes it; key: dotted. Raises ValueError with what was expected."""
+    name = key.rpartition(".")[2]
+    info, kind = next(f for f in fields(cls) if f.name == name), typing.get_type_hints(cls)[name]
+    ok, converted = convert(value, kind)
+    if not (ok and info.metadata["limits"].allows(converted)):
+        raise ValueError(f"{key}: expected {describe(kind, info.metadata['limits'])}, got {value!r}")
+    return converted
 
 
 def fill(

@@ -98,8 +98,6 @@ def judge(entry: dict[str, Any], published: dict[str, Any], measured: dict[str, 
 
 def _verdict(entry, claim, published, found) -> tuple[str, str, str]:
     """(ours, status, note)."""
-    if "model" not in entry:
-        return "", UNVERIFIED, entry["missing"]
     if claim["figure"] in _UNITS:
         return _count_verdict(entry, claim, found)
     return _accuracy_verdict(entry, claim, published["sources"], found)
@@ -138,7 +136,7 @@ def _accuracy_verdict(entry, claim, sources, found) -> tuple[str, str, str]:
         if crop_fraction(other) != crop_fraction(claim):
             log += f", with a crop of {crop_fraction(other):g} instead of {crop_fraction(claim):g}"
         return ("", ELSEWHERE, log) if abs(Decimal(other["value"]) - published) <= POINTS else ("", UNVERIFIED, log)
-    return "", UNVERIFIED, "no weights were released"
+    return "", UNVERIFIED, source.get("unverified", "no weights were released")
 
 
 def _evaluates_official_weights(source: dict[str, Any]) -> bool:
@@ -205,20 +203,23 @@ def render(published: dict[str, Any], measured: dict[str, Any]) -> str:
 
 
 def model_table(published: dict[str, Any], measured: dict[str, Any]) -> str:
-    """The README's table of models: those with released weights."""
+    """The README's table of models: all that have a name of their own."""
     lines = [
-        "| model | parameters | multiply-accumulates | top-1 in the paper | logits: largest difference |",
+        "| model | parameters | multiply-accumulates | published top-1 | logits: largest difference |",
         "|---|--:|--:|--:|--:|",
     ]
     for entry in published["entries"]:
         found = measured["entries"].get(entry["name"], {})
         if entry.get("model") != entry["name"] or "params" not in found:
             continue
-        top1 = next(c["value"] for c in entry["claims"] if c["figure"] == "top1" and c["source"] == "paper")
-        logits = found["logits"]
+        top1 = next((f"{c['value']} %" for c in entry["claims"] if c["figure"] == "top1"), "none")
+        logits = found.get("logits")
         difference = UNCHECKED if logits is None else f"{logits['difference']:.0e}"
         lines.append(
-            f"| `{entry['name']}` | {found['params']:,} | {found['macs'] / 1e9:.2f} G | {top1} % | {difference} |"
+            f"| `{entry['name']}` | {found['params']:,} | {found['macs'] / 1e9:.2f} G | {top1} | {difference} |"
         )
-    lines += ["", f"Differences to the official PyTorch models with weights by rule, measured on {measured['device']}."]
+    lines += [
+        "",
+        f"Differences to the official models in PyTorch (DeiT: timm's), weights by rule, on {measured['device']}.",
+    ]
     return "\n".join(lines)

@@ -203,9 +203,9 @@ def findings(found: dict[str, list[dict[str, float]]], rows: list[Row]) -> str:
     lines += [f"In the paper: {', '.join(f'{row.name} {row.paper[PAPER[0]]}' for row in theirs)}."]
     if min(map(len, both.values())) > 1:
         apart = [f"{a} above {b}" for a in ours for b in ours if min(both[a]) > max(both[b])]
-        told = f"so for {', '.join(apart)}" if apart else "for no two rows"
         lines += [
-            f"Every seed of one row lies above every seed of another {told}; other pairs these runs do not tell apart."
+            f"Every seed of the first lies above every seed of the second: {', '.join(apart) or 'for no two rows'}.",
+            "No other two rows are told apart by these runs.",
         ]
     return "\n".join(lines)
 

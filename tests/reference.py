@@ -15,6 +15,8 @@ from PIL import Image
 from scipy.stats import chi2, chi2_contingency
 from sklearn.datasets import load_sample_image
 
+from mindcv_crossvit.models.golden import u
+
 DATA = Path(__file__).resolve().parent / "data"
 ONE_PERCENT = 0.01
 
@@ -30,6 +32,24 @@ def reference_arrays(name: str) -> dict[str, np.ndarray]:
     """An NPZ file of tests/data."""
     with np.load(DATA / name) as arrays:
         return dict(arrays)
+
+
+def assert_summary(
+    name: str, values: np.ndarray, expected: Mapping[str, Any], share: float = 3e-5, least: float = 1e-3
+) -> None:
+    """A tensor is the one of a reference file, where it is summed up; differences up to `share` of its norm.
+
+    least: a smaller norm counts as this: some gradients are zero but for rounding.
+    """
+    values = values.astype(np.float64)
+    found = [values.sum(), np.sqrt((values**2).sum()), (values * u(name, values.shape)).sum()]
+    np.testing.assert_allclose(
+        [*found, *values.reshape(-1)[:4]],
+        [expected["sum"], expected["norm"], expected["dot"], *expected["first"]],
+        rtol=0,
+        atol=share * max(expected["norm"], least),
+        err_msg=name,
+    )
 
 
 def crc(image: Image.Image | np.ndarray) -> int:

@@ -106,7 +106,7 @@ def test_seeds_are_summed_up():
     found = {name: [{"both": value} for value in values] for name, values in scores.items()}
     text = run_ablation.findings(found, rows)
     assert "a 98.50, c 97.88, b 97.25" in text and "In the paper: b 81.0, a 80.2, c 80.0" in text
-    assert "another so for a above b; these runs" in text
+    assert "above every seed of the second: a above b.\n" in text
 
 
 def test_the_committed_page_is_of_the_committed_table():

@@ -53,10 +53,14 @@ ROOMS += [
 # Named before their room: they import nothing of it.
 EARLY = {
     "data.rand_augment": "settings",
+    "models.cabvit_config": "settings",
+    "models.checks": "settings",
+    "models.counts": "settings",
     "models.crossformer_config": "settings",
     "models.crossformer_counts": "settings",
     "models.crossformer_groups": "settings",
     "models.crossvit_config": "settings",
+    "models.deit_config": "settings",
     "models.family": "settings",
     "models.interpolation": "settings",
     "models.crossvit_counts": "settings",

@@ -41,7 +41,8 @@ def test_logits_are_the_official_ones(row):
 
 
 def test_every_variant_has_a_golden_row():
-    assert {r["model"].removesuffix("_224") for r in GOLDEN if not r["overrides"]} == set(VARIANTS)
+    plain = {r["model"].removesuffix("_224") for r in GOLDEN if not r["overrides"]}
+    assert {name for name in plain if name.startswith("crossvit")} == set(VARIANTS)
 
 
 @pytest.mark.parametrize("row", COUNTS["variants"], ids=lambda r: r["official"])

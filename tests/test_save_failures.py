@@ -78,6 +78,34 @@ def test_a_full_disk_stops_the_run_and_with_room_it_ends_the_same(finished, cach
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+@pytest.mark.slow
+def test_a_folder_that_becomes_read_only_stops_the_run_and_writable_it_ends_the_same(finished, cached, tmp_path):
+    """Root may write whatever the permissions say: the file system itself is made read-only, under a running job."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no right to mount a file system")
+    try:
+        folder, env = disk / "run", slow_disk(cached, tmp_path)
+        command = [sys.executable, ROOT / "train.py", "-c", TINY, "--output", folder, *EVERY]
+        with (tmp_path / "said.txt").open("w") as said:
+            process = subprocess.Popen([str(c) for c in command], stdout=said, stderr=subprocess.STDOUT, env=env)
+        wait_for((folder / "last.safetensors").exists, process)
+        read_only = ["mount", "-o", "remount,ro", disk]  # refused while a file is being written
+        wait_for(lambda: subprocess.run(read_only, capture_output=True).returncode == 0, process)
+        assert process.wait(100) == 7
+        said = (tmp_path / "said.txt").read_text()
+        assert "NOT SAVED after update" in said and "Read-only file system" in said and "Traceback" not in said
+        good = read_checkpoint(folder / "last.safetensors").meta["update"]
+        assert f"NOT SAVED after update {good + 1}:" in said
+        subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+        done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
+        assert done.returncode == 0, done.stderr
+        same_run(finished, folder)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
 def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, capsys):
     journal = Journal(tmp_path, speaks=False)
     journal.record(update=1)

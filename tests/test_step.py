@@ -29,7 +29,7 @@ def step_of(model, average: bool = False, layer_decay: float = 1.0, eps: float =
     from mindcv_crossvit.training.step import Options, TrainStep
 
     optimizer = AdamW(make_groups(list(model.trainable_params()), "official", layer_decay, 1), eps=eps)
-    ema = new_average(optimizer) if average else ParameterTuple([])
+    ema = new_average(model, optimizer) if average else ParameterTuple([])
     return TrainStep(model, optimizer, Options(**options), ema), ema
 
 

@@ -18,8 +18,10 @@ from supervised import Supervised, slow_disk
 from mindcv_crossvit import cli
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.job import read_job
-from mindcv_crossvit.process import status
+from mindcv_crossvit.presence import Presence
+from mindcv_crossvit.process import Status, status
 from mindcv_crossvit.training.checkpoint import read_checkpoint
+from mindcv_crossvit.verdict import Limits, Scene, judge, waiting
 
 FAULTY = ROOT / "tests" / "faulty_rank.py"
 ALONE = [sys.executable, str(FAULTY)]
@@ -110,6 +112,33 @@ def test_ranks_of_a_machine_are_read_from_the_command():
             read_job(wrong)
 
 
+def scene(seconds: float, **phases: str) -> Scene:
+    """Two ranks that began their phases so many seconds ago."""
+    people = {f"rank {k}": Presence(f"rank {k}", k + 1, phase, 0.0, 3) for k, phase in enumerate(phases.values())}
+    statuses = {name: Status("", False) for name in people}
+    return Scene(("rank 0", "rank 1"), people, statuses, True, None, 0.0, seconds)
+
+
+def test_compiling_is_told_apart_from_hanging_and_from_not_joining():
+    limits = Limits(start=20, compile=1000, hang=30)
+    assert judge(scene(500, a="compiling", b="compiling"), limits) is None
+    for seconds, phases, expected in (
+        (1001, ("compiling", "compiling"), ("rank 0", "hangs: compiling in update 3 for 1001 s")),
+        (31, ("computing", "waiting for data"), ("rank 1", "hangs: waiting for data in update 3 for 31 s")),
+        (21, ("preparing", "joining"), ("rank 1", "has not joined the others: joining for 21 s")),
+    ):
+        outcome = judge(scene(seconds, a=phases[0], b=phases[1]), limits)
+        assert outcome and outcome.code == 1 and outcome.causes[0] == expected
+        assert judge(scene(seconds - 2, a=phases[0], b=phases[1]), limits) is None
+    lines = waiting(scene(70, a="compiling", b="joining"), lambda name: f"logs/{name}.log")
+    assert lines == [
+        "rank 0: compiling for 70 s (log: logs/rank 0.log)",
+        "rank 1: joining for 70 s (log: logs/rank 1.log)",
+    ]
+    alone = Scene(("rank 0", "rank 1"), {}, {}, True, None, 0.0, 70.0)
+    assert waiting(alone, str)[1] == "rank 1: has not started (log: rank 1)"
+
+
 def test_options_of_the_supervisor():
     a = cli.supervise_arguments(["--restarts", "0", "--hang", "7", "--", "python", "train.py", "--config", "x"])
     assert (a.restarts, a.hang, a.command) == (0, 7.0, ["python", "train.py", "--config", "x"])
@@ -146,6 +175,20 @@ def test_a_run_of_two_ranks_survives_every_kill_and_is_bitwise_the_same(finished
     assert code == 0, said[-3000:]
     same_run(finished_by_two, folder)
     assert not cut()
+
+
+@pytest.mark.slow
+def test_a_run_whose_rank_raises_before_and_after_joining_is_bitwise_the_same(finished_by_two, cached, tmp_path):
+    folder = tmp_path / "run"
+    command = two_ranks(ROOT / "tests" / "faulty_train.py", "-c", TINY, "--output", folder)
+    env = {**cached, "FAULTS": str(tmp_path)}
+    job = Supervised(tmp_path / "logs", [*command, "--set", "checkpoint.every_updates=2"], env=env)
+    code, said = job.end(300)
+    assert code == 0 and said.count("supervise: runs") == 3, said[-3000:]
+    assert "FAILED: rank 1 ended with code 1: FileNotFoundError: the disk of the pictures is not there (log: " in said
+    assert "FAILED: rank 1 ended with code 1: ValueError: a number that cannot be (log: " in said
+    assert "after update 2" in said.rpartition("supervise: runs")[2]
+    same_run(finished_by_two, folder)
 
 
 def msrun_of(job: Supervised) -> int:

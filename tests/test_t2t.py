@@ -11,7 +11,6 @@ from small_models import assert_is_pytorchs, trained
 
 from mindcv_crossvit import create_model, load_weights
 from mindcv_crossvit.data.draws import drop_path_scale
-from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.catalog import macs, parameter_shapes
 from mindcv_crossvit.models.crossvit_config import VARIANTS
 from mindcv_crossvit.recipe_file import load_recipe
@@ -25,10 +24,6 @@ COUNTED = {  # the official code's: parameters, of them trained, multiply-accumu
     ("crossvit_15", "performer"): (27_822_300, 27_814_108, 6_270_693_120, 392),
     ("crossvit_18", "performer"): (43_557_564, 43_549_372, 9_510_714_624, 428),
 }
-OFFICIAL = {  # of crossvit_18, with the weights by rule: logits[0, :4], logits[1, 0], sum, sum of absolute values
-    "t2t": ([-0.38865, -0.18257, 1.08568, 0.39533, -0.55837], [-28.3629, 1120.5411]),
-    "performer": ([0.23899, -0.19788, 0.64616, 0.30927, 0.16703], [-36.8050, 1115.0332]),
-}
 
 
 @pytest.mark.parametrize("name, kind", COUNTED)
@@ -38,21 +33,6 @@ def test_parameters_and_macs_to_the_unit(name, kind):
     total = sum(map(math.prod, shapes.values()))
     frozen = sum(math.prod(shape) for key, shape in shapes.items() if key.endswith(".w"))
     assert (total, total - frozen, macs(config), len(shapes)) == COUNTED[name, kind]
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize("kind", OFFICIAL)
-def test_logits_are_the_official_ones(kind):
-    from mindspore import Tensor
-
-    model = create_model("crossvit_18", hybrid_backbone=kind)
-    model.set_train(False)
-    rules.fill(model)
-    logits = model(Tensor(rules.picture((2, 3, 240, 240)))).asnumpy()
-    values, sums = OFFICIAL[kind]
-    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], values, rtol=0, atol=5e-5)
-    np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], sums, rtol=0, atol=5e-3)
 
 
 @pytest.mark.usefixtures("graph_mode")

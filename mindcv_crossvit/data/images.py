@@ -9,16 +9,22 @@ import warnings
 import numpy as np
 from PIL import Image
 
+from ..errors import printable
+
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "TIFF", "GIF")
 """Decoders that are used; a file of another kind, such as PostScript, starts no other program."""
 
 
+LONGEST = 200
+"""Longer side over the shorter: resized to a shorter side of 256, more would be a decompression bomb again."""
+
+
 class BadImage(Exception):
-    """A picture that cannot be read: which, and why; the message has both."""
+    """A picture that cannot be read: which, and why; the message has both, in one line."""
 
     def __init__(self, name: str, reason: str):
         self.name, self.reason = name, reason
-        super().__init__(f"{name}: {reason}")
+        super().__init__(printable(f"{name}: {reason}"))
 
     def __reduce__(self):
         return BadImage, (self.name, self.reason)
@@ -27,7 +33,8 @@ class BadImage(Exception):
 def decode(data: bytes, name: str) -> Image.Image:
     """An RGB picture from an encoded file's bytes; the first frame of an animation, 16-bit grey scaled to 8.
 
-    Raises BadImage for anything that cannot be decoded, is cut short, or has more pixels than Pillow's bomb limit.
+    Raises BadImage for anything that cannot be decoded, is cut short, has more pixels than Pillow's bomb limit, or is
+    but a line.
     """
     if not data:
         raise BadImage(name, "the file is empty")
@@ -35,6 +42,10 @@ def decode(data: bytes, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if max(image.size) > LONGEST * min(image.size):
+                    raise ValueError(
+                        f"{image.width} x {image.height} pixels, one side more than {LONGEST} times the other"
+                    )
                 return _to_rgb(image)
     except Exception as error:  # decoders raise what they like, struct.error and SyntaxError among it
         reason = str(error) or type(error).__name__

@@ -137,7 +137,10 @@ def read_contents(folder: Path) -> tuple[int, list[PackedFile]]:
     """(pictures a pack is to have, its finished files). Raises UserError when the list cannot be read."""
     try:
         listed = json.loads((folder / CONTENTS).read_text(encoding="utf-8"))
-        return int(listed["pictures"]), [PackedFile(**entry) for entry in listed["files"]]
+        files = [PackedFile(**entry) for entry in listed["files"]]
+        if odd := [f.file for f in files if Path(f.file).name != f.file]:
+            raise ValueError(f"names {odd[0]!r}, which is not in its folder")
+        return int(listed["pictures"]), files
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONTENTS}: is not the list of a pack: {error!r}") from error
 

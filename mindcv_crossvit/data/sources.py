@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from PIL import Image
 
-from ..errors import UserError, nearest
+from ..errors import UserError, nearest, user_path
 from ..recipe import Data
 from .draws import Purpose, stream
 from .images import BadImage, decode
@@ -121,7 +121,11 @@ class PixelSource:
 def open_data(data: Data) -> Splits:
     """Opens the data set of a recipe; only names and labels are read. Raises UserError with what is missing."""
     splits = _open(data)
-    return splits if data.classes is None else _only(splits, data.classes)
+    splits = splits if data.classes is None else _only(splits, data.classes)
+    for part, source in (("training", splits.train), ("validation", splits.val)):
+        if not len(source):
+            raise UserError(f"data.{'classes' if data.classes else 'dir'}: leaves no {part} pictures")
+    return splits
 
 
 def _open(data: Data) -> Splits:
@@ -129,7 +133,7 @@ def _open(data: Data) -> Splits:
         return _digits()
     if data.dir is None:
         raise UserError(f"data.dir is missing: name the folder of the {data.source} data set with --data_dir")
-    root = Path(data.dir).expanduser()
+    root = user_path(data.dir, "data.dir")
     if not root.is_dir():
         raise UserError(f"data.dir: no folder {root}{_near_folder(root)}")
     return _folder(root, data) if data.source == "folder" else _cifar(root, data.source)

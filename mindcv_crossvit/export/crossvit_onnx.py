@@ -55,7 +55,9 @@ class _Writer(Layers):
         if self.config.hybrid_backbone:
             x = token_to_token(self, self.config, i, x)
         else:
-            x = graph.reshape(self._convolutions(i, x), self.batch, dim, self.config.patches[i])
+            patch = self.config.patch_size[i]
+            x = self.patches(f"patch_embed.{i}.proj", x, patch, self.config.multi_conv)
+            x = graph.reshape(x, self.batch, dim, self.config.patches[i])
             x = graph.add("Transpose", x, perm=[0, 2, 1])
         position, extra = self.tensors[f"pos_embed.{i}"], int(self.config.cls_token)
         x = graph.add("Add", x, graph.constant(f"pos_embed.{i}", position[:, extra:]))
@@ -72,15 +74,6 @@ class _Writer(Layers):
         matrix = MATRICES[self.numerics.resize](given, size)
         rows = self.graph.add("MatMul", INPUT, self.graph.constant("resize.columns", matrix))
         return self.graph.add("MatMul", self.graph.constant("resize.rows", matrix.T), rows)
-
-    def _convolutions(self, i: int, x: str) -> str:
-        patch, name = self.config.patch_size[i], f"patch_embed.{i}.proj"
-        if not self.config.multi_conv:
-            return self.conv(name, x, patch, 0)
-        steps = ((4, 3), (3, 0), (1, 1)) if patch == 12 else ((4, 3), (2, 1), (2, 1))
-        for k, (stride, pad) in enumerate(steps):
-            x = self.conv(f"{name}.{2 * k}", self.graph.add("Relu", x) if k else x, stride, pad)
-        return x
 
     def _encoder(self, k: int, tokens: list[str]) -> list[str]:
         """The tokens of both branches after encoder k; after the last one, their class tokens [B, 1, C] only."""

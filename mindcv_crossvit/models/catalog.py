@@ -6,9 +6,11 @@ import difflib
 import re
 from typing import Any
 
+from . import cabvit_config as cabvit
 from . import crossformer_config as crossformer
 from . import crossformer_counts, crossvit_counts
 from . import crossvit_config as crossvit
+from . import deit_config as deit
 from .family import Config, Family, Shapes
 from .shapes import parameter_shapes as crossvit_shapes
 
@@ -38,12 +40,35 @@ FAMILIES = (
         sized=crossformer.sized,
         layers=lambda config: len(config.depths),
     ),
+    Family(
+        name="deit",
+        config=deit.DeiTConfig,
+        variants=deit.VARIANTS,
+        parameter_shapes=deit.parameter_shapes,
+        macs=deit.macs,
+        saved_activations=deit.saved_activations,
+        sized=deit.sized,
+        layers=lambda config: config.depth,
+        size_of=deit.size_of,
+    ),
+    Family(
+        name="cabvit",
+        config=cabvit.CabViTConfig,
+        variants=cabvit.VARIANTS,
+        parameter_shapes=cabvit.parameter_shapes,
+        macs=cabvit.macs,
+        saved_activations=cabvit.saved_activations,
+        sized=cabvit.sized,
+        layers=lambda config: len(config.depths),
+        size_of=cabvit.size_of,
+    ),
 )
 VARIANTS: dict[str, Any] = {name: config for family in FAMILIES for name, config in family.variants.items()}
 
 
 def list_models() -> list[str]:
-    """The suite's own names; the official (`crossvit_15_224`) and timm's (`crossvit_15_240`) are understood too."""
+    """The suite's own names; the official (`crossvit_15_224`, `deit_tiny_patch16_224`) and timm's (`crossvit_15_240`)
+    are understood too."""
     return list(VARIANTS)
 
 
@@ -54,7 +79,7 @@ def resolve(name: str) -> str:
     """
     if name.startswith(MINDCV_PREFIX) and len(name) > len(MINDCV_PREFIX):
         return name
-    plain = re.sub(r"_408$", "_384", re.sub(r"_(224|240)$", "", name.strip().lower()))
+    plain = re.sub(r"_408$", "_384", re.sub(r"(_patch16)?_(224|240)$", "", name.strip().lower()))
     if plain in VARIANTS:
         return plain
     near = difflib.get_close_matches(plain, VARIANTS, 1, 0.5)

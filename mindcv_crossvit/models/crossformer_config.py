@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from .checks import frozen, is_count, is_positive
+
 GROUP_TYPES = ("constant", "linear", "linear_div", "alter", "7_14")
 SMALLEST_WIDTH = 16
 """The dynamic position bias is a 16th of its stage wide."""
@@ -62,13 +64,13 @@ class CrossFormerConfig:
 
     def _kind_problems(self):
         for name in ("img_size", "embed_dim"):
-            if not _is_count(getattr(self, name)):
+            if not is_count(getattr(self, name)):
                 yield f"{name} must be a positive whole number, not {getattr(self, name)!r}"
         for name in ("patch_size", "depths", "num_heads", "group_size", "crs_interval"):
             if not _are_counts(getattr(self, name)):
                 yield f"{name} must be a list of positive whole numbers, not {getattr(self, name)!r}"
         ratios, kernels = self.mlp_ratio, self.merge_size
-        if not (isinstance(ratios, tuple) and all(_is_positive(r) for r in ratios)):
+        if not (isinstance(ratios, tuple) and all(is_positive(r) for r in ratios)):
             yield f"mlp_ratio must be a list of positive numbers, one per stage, not {ratios!r}"
         if not (isinstance(kernels, tuple) and all(_are_counts(k) for k in kernels)):
             yield f"merge_size must be a list of lists of kernels such as [[2, 4], [2, 4], [2, 4]], not {kernels!r}"
@@ -129,7 +131,7 @@ class CrossFormerConfig:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> CrossFormerConfig:
         """A copy with some arguments replaced; lists become tuples. Raises ValueError on an impossible result."""
-        return replace(self, **{name: _freeze(value) for name, value in overrides.items()})
+        return replace(self, **{name: frozen(value) for name, value in overrides.items()})
 
 
 FIELDS = tuple(f.name for f in fields(CrossFormerConfig))
@@ -158,20 +160,8 @@ def _kernel_problems(name: str, kernels: tuple[int, ...], stride: int, width: in
         yield f"{name}: {len(kernels)} kernels do not divide a width of {width} (nearest: {near}, {near + parts})"
 
 
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 def _are_counts(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) > 0 and all(_is_count(v) for v in value)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+    return isinstance(value, tuple) and len(value) > 0 and all(is_count(v) for v in value)
 
 
 def _first(dim: int, depths: tuple[int, ...]) -> CrossFormerConfig:

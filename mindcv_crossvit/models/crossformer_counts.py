@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from .counts import linear, norm
 from .crossformer_config import CrossFormerConfig, scale_widths
 from .crossformer_groups import Groups, block_groups
 from .family import Shapes
@@ -79,38 +80,38 @@ def _read_by_embedding(config: CrossFormerConfig, stage: int) -> int:
 def parameter_shapes(config: CrossFormerConfig, num_classes: int = 1000) -> Shapes:
     """The shape of every parameter by its official name."""
     last = config.dim(len(config.depths) - 1)
-    return backbone_shapes(config) | _norm("norm", last) | _linear("head", last, num_classes)
+    return backbone_shapes(config) | norm("norm", last) | linear("head", last, num_classes)
 
 
 def backbone_shapes(config: CrossFormerConfig) -> Shapes:
     """The same of the dense backbone: without `norm` and `head`."""
     found = _scales("patch_embed.projs", config.patch_size, 3, config.embed_dim)
-    found |= _norm("patch_embed.norm", config.embed_dim)
+    found |= norm("patch_embed.norm", config.embed_dim)
     for stage, depth in enumerate(config.depths):
         for block in range(depth):
             found |= _block(config, stage, block)
         if stage < len(config.depths) - 1:
             name, dim = f"layers.{stage}.downsample", config.dim(stage)
-            found |= _scales(f"{name}.reductions", config.merge_size[stage], dim, 2 * dim) | _norm(f"{name}.norm", dim)
+            found |= _scales(f"{name}.reductions", config.merge_size[stage], dim, 2 * dim) | norm(f"{name}.norm", dim)
     return found
 
 
 def _block(config: CrossFormerConfig, stage: int, block: int) -> Shapes:
     name, dim, hidden = f"layers.{stage}.blocks.{block}", config.dim(stage), config.hidden_dim(stage)
-    found = _norm(f"{name}.norm1", dim) | _norm(f"{name}.norm2", dim)
-    found |= _linear(f"{name}.attn.qkv", dim, 3 * dim, config.qkv_bias) | _linear(f"{name}.attn.proj", dim, dim)
+    found = norm(f"{name}.norm1", dim) | norm(f"{name}.norm2", dim)
+    found |= linear(f"{name}.attn.qkv", dim, 3 * dim, config.qkv_bias) | linear(f"{name}.attn.proj", dim, dim)
     found |= _position_bias(f"{name}.attn.pos", dim // 16, config.num_heads[stage])
-    found |= _linear(f"{name}.mlp.fc1", dim, hidden) | _linear(f"{name}.mlp.fc2", hidden, dim)
+    found |= linear(f"{name}.mlp.fc1", dim, hidden) | linear(f"{name}.mlp.fc2", hidden, dim)
     if config.has_acl(stage, block):
         found |= {f"{name}.ex_conv.weight": (dim, 1, 3, 3), f"{name}.ex_conv.bias": (dim,)}
-        found |= _norm(f"{name}.ex_ln", dim)
+        found |= norm(f"{name}.ex_ln", dim)
     return found
 
 
 def _position_bias(name: str, dim: int, heads: int) -> Shapes:
-    found = _linear(f"{name}.pos_proj", 2, dim)
+    found = linear(f"{name}.pos_proj", 2, dim)
     for layer, out_dim in (("pos1", dim), ("pos2", dim), ("pos3", heads)):
-        found |= _norm(f"{name}.{layer}.0", dim) | _linear(f"{name}.{layer}.2", dim, out_dim)
+        found |= norm(f"{name}.{layer}.0", dim) | linear(f"{name}.{layer}.2", dim, out_dim)
     return found
 
 
@@ -119,12 +120,3 @@ def _scales(name: str, kernels: tuple[int, ...], channels: int, width: int) -> S
     for i, (kernel, out) in enumerate(zip(kernels, scale_widths(kernels, width), strict=True)):
         found |= {f"{name}.{i}.weight": (out, channels, kernel, kernel), f"{name}.{i}.bias": (out,)}
     return found
-
-
-def _linear(name: str, in_dim: int, out_dim: int, bias: bool = True) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (out_dim, in_dim)}
-    return weight | ({f"{name}.bias": (out_dim,)} if bias else {})
-
-
-def _norm(name: str, dim: int) -> Shapes:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .checks import frozen, indivisible, is_count, is_positive
+
 Pair = tuple[int, int]
 BRANCHES = ("small", "large")
 STEM_PATCHES = (12, 16)
@@ -93,12 +95,12 @@ class CrossViTConfig:
     def _shape_problems(self):
         for name in ("img_size", "patch_size", "embed_dim", "num_heads"):
             value = getattr(self, name)
-            if not (isinstance(value, tuple) and len(value) == 2 and all(_is_count(v) and v > 0 for v in value)):
+            if not (isinstance(value, tuple) and len(value) == 2 and all(is_count(v) and v > 0 for v in value)):
                 yield f"{name} must be two positive whole numbers, one per branch, not {value!r}"
         if not (isinstance(self.depth, tuple) and self.depth and all(_is_triple(d) for d in self.depth)):
             yield f"depth must be a list of triples such as [[1, 4, 0], [1, 4, 0]], not {self.depth!r}"
         ratios = self.mlp_ratio
-        if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(_is_positive(r) for r in ratios)):
+        if not (isinstance(ratios, tuple) and len(ratios) in (2, 3) and all(is_positive(r) for r in ratios)):
             yield f"mlp_ratio must be two or three positive numbers, not {ratios!r}"
         for name in ("multi_conv", "qkv_bias", "cls_token", "identity_projs"):
             if not isinstance(getattr(self, name), bool):
@@ -118,18 +120,9 @@ class CrossViTConfig:
             yield f"multi_conv and hybrid_backbone {self.hybrid_backbone} are two patch embeddings; choose one"
         for i, branch in enumerate(BRANCHES):
             img, patch, dim, heads = self.img_size[i], self.patch_size[i], self.embed_dim[i], self.num_heads[i]
-            if img % patch:
-                near = max(img // patch, 1) * patch
-                yield (
-                    f"img_size {img} of the {branch} branch is not divisible by its patch_size {patch}"
-                    f" (nearest: {near}, {near + patch})"
-                )
-            if dim % heads:
-                near = max(dim // heads, 1) * heads
-                yield (
-                    f"embed_dim {dim} of the {branch} branch is not divisible by its num_heads {heads}"
-                    f" (nearest: {near}, {near + heads})"
-                )
+            where = f" of the {branch} branch"
+            yield from filter(None, [indivisible("img_size", img, "patch_size", patch, where)])
+            yield from filter(None, [indivisible("embed_dim", dim, "num_heads", heads, where)])
             if self.multi_conv and patch not in STEM_PATCHES:
                 yield f"multi_conv is defined for patches of 12 and 16 pixels, not {patch} ({branch} branch)"
             if self.hybrid_backbone and patch not in STEM_PATCHES:
@@ -177,26 +170,14 @@ class CrossViTConfig:
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> CrossViTConfig:
         """A copy with some arguments replaced; lists become tuples. Raises ValueError on an impossible result."""
-        return replace(self, **{name: _freeze(value) for name, value in overrides.items()})
-
-
-def _freeze(value: Any) -> Any:
-    return tuple(_freeze(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < float("inf")
+        return replace(self, **{name: frozen(value) for name, value in overrides.items()})
 
 
 def _is_triple(value: Any) -> bool:
     return (
         isinstance(value, tuple)
         and len(value) == 3
-        and all(_is_count(v) for v in value)
+        and all(is_count(v) for v in value)
         and min(value[:2]) >= 1
         and value[2] >= 0
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .counts import block_macs, block_saved, patch_embed_macs
 from .crossvit_config import FEATURES, TOKEN_WIDTH, CrossViTConfig, soft_split_sides
 
 
@@ -23,16 +24,8 @@ def macs(config: CrossViTConfig, num_classes: int = 1000) -> int:
 def _embed_macs(config: CrossViTConfig, branch: int) -> int:
     if config.hybrid_backbone:
         return _token_to_token_macs(config, branch)
-    dim, patch = config.embed_dim[branch], config.patch_size[branch]
-    grid = config.img_size[branch] // patch
-    if not config.multi_conv:
-        return grid**2 * dim * 3 * patch**2
-    stride = 3 if patch == 12 else 2
-    last = grid**2 * dim * 9 * (dim // 2)
-    middle_grid = grid if patch == 12 else grid * 2
-    middle = middle_grid**2 * (dim // 2) * 9 * (dim // 4)
-    first = (middle_grid * stride) ** 2 * (dim // 4) * 3 * 49
-    return first + middle + last
+    patch = config.patch_size[branch]
+    return patch_embed_macs(config.embed_dim[branch], patch, config.img_size[branch] // patch, config.multi_conv)
 
 
 def _token_to_token_macs(config: CrossViTConfig, branch: int) -> int:
@@ -50,8 +43,7 @@ def _token_to_token_macs(config: CrossViTConfig, branch: int) -> int:
 
 
 def _block_macs(config: CrossViTConfig, branch: int) -> int:
-    n, c, hidden = config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch]
-    return n * (4 * c * c + 2 * c * hidden) + 2 * n * n * c
+    return block_macs(config.tokens[branch], config.embed_dim[branch], config.hidden_dim[branch])
 
 
 def _fusion_macs(config: CrossViTConfig, blocks: int) -> int:
@@ -83,15 +75,13 @@ def _cross_macs(config: CrossViTConfig, branch: int, blocks: int) -> int:
 def saved_activations(config: CrossViTConfig) -> int:
     """Numbers that one image's forward pass must keep for the gradient, at least.
 
-    Counted per block and token: both norms' outputs and normalised inputs (4 C), q, k and v (3 C), the attention's
-    probabilities (heads x tokens) and output (C), the residual stream (2 C), and the hidden layer before and after
-    its GELU. What a backend keeps besides, and its work space, come on top.
+    What a backend keeps besides, and its work space, come on top.
     """
     total = sum(_saved_by_embedding(config, i) for i in range(2))
     for triple in config.depth:
         for i in range(2):
             n, c = config.tokens[i], config.embed_dim[i]
-            total += triple[i] * n * (10 * c + 2 * config.hidden_dim[i] + config.num_heads[i] * n)
+            total += triple[i] * block_saved(n, c, config.hidden_dim[i], config.num_heads[i])
         total += _saved_by_fusion(config)
     return total
 

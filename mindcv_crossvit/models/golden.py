@@ -17,11 +17,19 @@ def u(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The value of a parameter by its official name, float32."""
-    values = u(name, shape)
-    if name.startswith(("pos_embed", "cls_token")):
+    values, last = u(name, shape), name.rpartition(".")[2]
+    if last == "running_var":
+        values = 1 + 0.5 * values
+    elif last in ("gamma", "gamma_1", "gamma_2"):
+        values = 0.5 + 0.1 * values
+    elif last == "s_scale_factors" or (len(shape) == 1 and last == "weight"):
+        values = 1 + 0.1 * values
+    elif name.startswith(("pos_embed", "cls_token")):
         values = 0.2 * values
+    elif last in ("attention_biases", "s_token_bias"):
+        values = 0.5 * values
     elif len(shape) == 1:
-        values = 1 + 0.1 * values if name.endswith("weight") else 0.05 * values
+        values = 0.05 * values
     else:
         values = values * np.sqrt(3 / np.prod(shape[1:]))
     return values.astype(np.float32)

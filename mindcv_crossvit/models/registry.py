@@ -22,6 +22,7 @@ def create_model(
     ops: str = "auto",
     precision: str = "O0",
     seed: int = 0,
+    ranks: int = 1,
     **overrides: Any,
 ) -> nn.Cell:
     """Builds a model with fresh weights drawn from `seed`.
@@ -30,6 +31,7 @@ def create_model(
     drop_path_rate: stochastic depth, 0 to 1 (exclusive).
     ops: `auto` (by device), `standard`, `composed` or `native`, see mindcv_crossvit.ops.
     precision: what is float16, O0 (nothing) to O3; parameters, norms, softmax and logits stay float32.
+    ranks: over how many ranks its batch norms take their statistics while training, 1 or all of them.
     overrides: arguments of the family's official constructor, see CrossViTConfig for CrossViT's. For a MindCV model
         they are passed on to it.
     Raises ValueError for an unknown name or argument, with the nearest known one, and for impossible sizes.
@@ -51,7 +53,7 @@ def create_model(
             raise ValueError(f"{name} has no argument {key!r}; did you mean {near[0]}?")
     config = family.variants[name].with_overrides(overrides)
     cells = importlib.import_module(f".{family.name}", __package__)
-    return cells.create(config, choose(ops, precision=precision), num_classes, drop_path_rate, seed)
+    return cells.create(config, choose(ops, precision=precision, ranks=ranks), num_classes, drop_path_rate, seed)
 
 
 def _create_mindcv(name: str, num_classes: int, drop_path_rate: float, overrides: dict[str, Any]) -> nn.Cell:

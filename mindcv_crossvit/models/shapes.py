@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .counts import block, linear, norm, patch_embed
 from .crossvit_config import FEATURES, NUMERICS, TOKEN_WIDTH, CrossViTConfig
 from .family import Shapes
 
@@ -15,7 +16,7 @@ def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:
         if config.cls_token:
             found[f"cls_token.{i}"] = (1, 1, dim)
         found |= _patch_embed(config, i)
-        found |= _norm(f"norm.{i}", dim) | _linear(f"head.{i}", dim, num_classes)
+        found |= norm(f"norm.{i}", dim) | linear(f"head.{i}", dim, num_classes)
     for k in range(len(config.depth)):
         found |= _encoder(config, k)
     return found
@@ -24,30 +25,24 @@ def parameter_shapes(config: CrossViTConfig, num_classes: int = 1000) -> Shapes:
 def _patch_embed(config: CrossViTConfig, branch: int) -> Shapes:
     if config.hybrid_backbone:
         return _token_to_token(f"patch_embed.{branch}", config.hybrid_backbone, config.embed_dim[branch])
-    name, dim, patch = f"patch_embed.{branch}.proj", config.embed_dim[branch], config.patch_size[branch]
-    if not config.multi_conv:
-        return {f"{name}.weight": (dim, 3, patch, patch), f"{name}.bias": (dim,)}
-    found: Shapes = {}
-    for k, (inner, outer, kernel) in enumerate(((3, dim // 4, 7), (dim // 4, dim // 2, 3), (dim // 2, dim, 3))):
-        found[f"{name}.{2 * k}.weight"] = (outer, inner, kernel, kernel)
-        if NUMERICS[config.numerics].stem_bias:  # MindCV's stem has no biases
-            found[f"{name}.{2 * k}.bias"] = (outer,)
-    return found
+    dim, patch = config.embed_dim[branch], config.patch_size[branch]
+    stem_bias = NUMERICS[config.numerics].stem_bias  # MindCV's stem has no biases
+    return patch_embed(f"patch_embed.{branch}.proj", dim, patch, config.multi_conv, stem_bias)
 
 
 def _token_to_token(name: str, kind: str, dim: int) -> Shapes:
     width = TOKEN_WIDTH
-    found = _linear(f"{name}.project", 9 * width, dim)
+    found = linear(f"{name}.project", 9 * width, dim)
     for layer, in_dim in ((f"{name}.attention1", 49 * 3), (f"{name}.attention2", 9 * width)):
-        found |= _norm(f"{layer}.norm1", in_dim) | _norm(f"{layer}.norm2", width)
+        found |= norm(f"{layer}.norm1", in_dim) | norm(f"{layer}.norm2", width)
         if kind == "t2t":
-            found |= _linear(f"{layer}.attn.qkv", in_dim, 3 * width, bias=False)
-            found |= _linear(f"{layer}.attn.proj", width, width)
+            found |= linear(f"{layer}.attn.qkv", in_dim, 3 * width, bias=False)
+            found |= linear(f"{layer}.attn.proj", width, width)
         else:
-            found |= {f"{layer}.w": (FEATURES, width)} | _linear(f"{layer}.kqv", in_dim, 3 * width)
-            found |= _linear(f"{layer}.proj", width, width)
+            found |= {f"{layer}.w": (FEATURES, width)} | linear(f"{layer}.kqv", in_dim, 3 * width)
+            found |= linear(f"{layer}.proj", width, width)
         for part in ("fc1", "fc2") if kind == "t2t" else ("0", "2"):
-            found |= _linear(f"{layer}.mlp.{part}", width, width)
+            found |= linear(f"{layer}.mlp.{part}", width, width)
     return found
 
 
@@ -56,7 +51,7 @@ def _encoder(config: CrossViTConfig, k: int) -> Shapes:
     for i in range(2):
         for b in range(config.depth[k][i]):
             name = f"blocks.{k}.blocks.{i}.{b}"
-            found |= _block(name, config.embed_dim[i], config.hidden_dim[i], config.qkv_bias)
+            found |= block(name, config.embed_dim[i], config.hidden_dim[i], config.qkv_bias)
     return found | _FUSIONS[config.fusion](config, f"blocks.{k}", config.depth[k][2])
 
 
@@ -70,8 +65,8 @@ def _by_cross_attention(config: CrossViTConfig, name: str, stacked: int) -> Shap
     for i in range(2):
         own, other = config.embed_dim[i], config.embed_dim[1 - i]
         found |= _projections(config, name, i, own, other)
-        for block in [f"fusion.{i}"] if stacked == 0 else [f"fusion.{i}.{b}" for b in range(stacked)]:
-            found |= _cross_attention(f"{name}.{block}", other, config.qkv_bias)
+        for layer in [f"fusion.{i}"] if stacked == 0 else [f"fusion.{i}.{b}" for b in range(stacked)]:
+            found |= _cross_attention(f"{name}.{layer}", other, config.qkv_bias)
     return found
 
 
@@ -107,30 +102,16 @@ def _projections(config: CrossViTConfig, name: str, i: int, dim: int, common: in
 
 
 def _attention(name: str, dim: int, qkv_bias: bool) -> Shapes:
-    attention = _linear(f"{name}.attn.qkv", dim, 3 * dim, qkv_bias) | _linear(f"{name}.attn.proj", dim, dim)
-    return _norm(f"{name}.norm1", dim) | attention
-
-
-def _block(name: str, dim: int, hidden: int, qkv_bias: bool) -> Shapes:
-    mlp = _linear(f"{name}.mlp.fc1", dim, hidden) | _linear(f"{name}.mlp.fc2", hidden, dim)
-    return _attention(name, dim, qkv_bias) | _norm(f"{name}.norm2", dim) | mlp
+    attention = linear(f"{name}.attn.qkv", dim, 3 * dim, qkv_bias) | linear(f"{name}.attn.proj", dim, dim)
+    return norm(f"{name}.norm1", dim) | attention
 
 
 def _cross_attention(name: str, dim: int, qkv_bias: bool) -> Shapes:
-    found = _norm(f"{name}.norm1", dim) | _linear(f"{name}.attn.proj", dim, dim)
+    found = norm(f"{name}.norm1", dim) | linear(f"{name}.attn.proj", dim, dim)
     for layer in ("wq", "wk", "wv"):
-        found |= _linear(f"{name}.attn.{layer}", dim, dim, qkv_bias)
+        found |= linear(f"{name}.attn.{layer}", dim, dim, qkv_bias)
     return found
 
 
 def _token_projection(name: str, in_dim: int, out_dim: int) -> Shapes:
-    return _norm(f"{name}.0", in_dim) | _linear(f"{name}.2", in_dim, out_dim)
-
-
-def _linear(name: str, in_dim: int, out_dim: int, bias: bool = True) -> Shapes:
-    weight: Shapes = {f"{name}.weight": (out_dim, in_dim)}
-    return weight | ({f"{name}.bias": (out_dim,)} if bias else {})
-
-
-def _norm(name: str, dim: int) -> Shapes:
-    return {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+    return norm(f"{name}.0", in_dim) | linear(f"{name}.2", in_dim, out_dim)

@@ -46,6 +46,8 @@ class Ops:
                                   (map, weight [O, I, k, k], bias [O] or None) -> map, in the implementation's own
                                   layout; from_image marks the convolution whose input is an image [B, 3, H, W]
     depthwise(kernel, stride, pad)(map, weight [C, 1, k, k], bias [C] or None) -> map
+    batch_norm(eps, ranks)        (map, weight [C], bias [C]) -> (map, mean [C], biased variance [C] of the batch), over
+                                  the batches of `ranks` ranks (1, or all of them)
     to_tokens()                   map -> [B*N, C], row-major
     to_map()                      (tokens [B*H*W, C], H, W) -> map
     """
@@ -64,11 +66,14 @@ class Ops:
     scale_pictures: Callable[[], Any]
     conv2d: Callable[[int, int, int, bool], Any]
     depthwise: Callable[[int, int, int], Any]
+    batch_norm: Callable[[float, int], Any]
     to_tokens: Callable[[], Any]
     to_map: Callable[[], Any]
     precision: str = "O0"
     """What is float16: O0 nothing; O1 the inputs of matrix products and convolutions; O2 their outputs, too, and what
     lies between them in a branch; O3 the residual stream, too. Norms, softmax and loss are float32 always."""
+    ranks: int = 1
+    """Over how many ranks a model's batch norms take their statistics while training: 1, or all of them."""
 
     def with_gelu(self, approximate: str) -> Ops:
         """The same primitives with this form of GELU throughout."""
@@ -103,7 +108,7 @@ class Ops:
         return self.precision == "O3"
 
 
-def choose(name: str = "auto", device: str | None = None, precision: str = "O0") -> Ops:
+def choose(name: str = "auto", device: str | None = None, precision: str = "O0", ranks: int = 1) -> Ops:
     """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
 
     Raises ValueError for an unknown name or precision, and for native operators in half precision; UserError where
@@ -122,17 +127,17 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0")
     if name == "composed":
         from .composed import COMPOSED
 
-        return replace(COMPOSED, precision=precision)
+        return replace(COMPOSED, precision=precision, ranks=ranks)
     if name == "native":
         if precision != "O0":
             raise ValueError(f"native operators are float32 only: precision O0, not {precision}; or use composed")
         from .native import NATIVE
 
-        return NATIVE
+        return replace(NATIVE, ranks=ranks)
     from .standard import STANDARD
 
     if device == "Ascend" and precision in ("O2", "O3"):  # queries are half precision: see flash.takes
         from .flash import FlashAttention
 
-        return replace(STANDARD, attention=FlashAttention, precision=precision)
-    return replace(STANDARD, precision=precision)
+        return replace(STANDARD, attention=FlashAttention, precision=precision, ranks=ranks)
+    return replace(STANDARD, precision=precision, ranks=ranks)

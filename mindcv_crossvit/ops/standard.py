@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from ..models.crossformer_groups import Groups, group_tokens
+from ..runtime import all_reduce
 from . import Ops
 
 MASKED = -3e4
@@ -213,6 +214,29 @@ class Depthwise(nn.Cell):
         return ops.conv2d(x_bchw, weight_c1kk, bias_c, self.stride, "pad", self.pad, 1, channels)
 
 
+class BatchNorm(nn.Cell):
+    """On maps [B, C, H, W]. Written out: MindSpore's operator keeps running statistics of its own, and each backend
+    another variance; its SyncBatchNorm is Ascend's only."""
+
+    def __init__(self, eps: float, ranks: int = 1):
+        super().__init__()
+        self.eps, self.ranks = eps, ranks
+        if ranks > 1:
+            self.sum_of_ranks = all_reduce()
+
+    def construct(self, x_bchw, weight_c, bias_c):
+        mean_c = self._mean(x_bchw)
+        centred = x_bchw - mean_c.reshape(1, -1, 1, 1)
+        variance_c = self._mean(centred * centred)
+        factor_c = weight_c * ops.rsqrt(variance_c + self.eps)
+        y_bchw = centred * factor_c.reshape(1, -1, 1, 1) + bias_c.reshape(1, -1, 1, 1)
+        return y_bchw, mean_c, variance_c
+
+    def _mean(self, x_bchw):
+        mean_c = x_bchw.mean((0, 2, 3))
+        return self.sum_of_ranks(mean_c) / self.ranks if self.ranks > 1 else mean_c
+
+
 class ToTokens(nn.Cell):
     """[B, C, H, W] -> [B*H*W, C]."""
 
@@ -242,6 +266,7 @@ STANDARD = Ops(
     ScalePictures,
     Conv2d,
     Depthwise,
+    BatchNorm,
     ToTokens,
     ToMap,
 )

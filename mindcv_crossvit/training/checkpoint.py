@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,7 +89,44 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"{path}: not a checkpoint of this suite: its header has no {HEADER_KEY} entry")
     if header != {HEADER_KEY: header[HEADER_KEY], "checksum": _checksum(tensors, header[HEADER_KEY])}:
         raise UserError(f"{path}: damaged: its checksum does not fit its contents")
-    return Checkpoint(path, tensors, json.loads(header[HEADER_KEY]), header["checksum"])
+    return Checkpoint(path, tensors, _meta(path, header[HEADER_KEY]), header["checksum"])
+
+
+def _meta(path: Path, text: str) -> dict[str, Any]:
+    """What a checkpoint says of itself. A checksum shows that it is whole, not that this suite wrote it: UserError."""
+    try:
+        meta = {"model": None, "class_names": None, "update": None, **json.loads(text)}
+        wrong = [key for key, fits in _KINDS.items() if key in meta and not fits(meta[key])]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: what it says of itself cannot be read: {error}") from error
+    if wrong:
+        raise UserError(f"{path}: no checkpoint of this suite: its {', '.join(wrong)} cannot be")
+    return meta
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "model": lambda v: isinstance(v, dict) and isinstance(v.get("name"), str),
+    "recipe": lambda v: isinstance(v, dict),
+    "class_names": lambda v: isinstance(v, list) and all(isinstance(name, str) for name in v),
+    "update": _is_count,
+    "applied": _is_count,
+    "skipped": _is_count,
+    "world": lambda v: _is_count(v) and v > 0,
+    "best_top1": lambda v: v is None or (type(v) in (int, float) and -1 <= v <= 100),
+    "loss_scale": lambda v: (
+        isinstance(v, dict)
+        and v.keys() == {"dynamic", "scale", "good"}
+        and type(v["dynamic"]) is bool
+        and type(v["scale"]) in (int, float)
+        and 0 < v["scale"] < 1e30
+        and _is_count(v["good"])
+    ),
+}
+"""What the entries that are relied on must be; model, class names and update are always there."""
 
 
 def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from mindspore import Parameter
+from mindspore import Parameter, ParameterTuple, nn
 
 from ..errors import UserError, nearest
+
+_STATISTICS = ("running_mean", "running_var", "moving_mean", "moving_variance")
 
 
 class Group(NamedTuple):
@@ -49,10 +51,15 @@ def freeze(parameters: Sequence[Parameter], patterns: Sequence[str]) -> None:
         raise UserError(f"optimizer.freeze: {', '.join(patterns)} leave nothing to train")
 
 
+def running_statistics(model: nn.Cell) -> ParameterTuple:
+    """The state of a model that follows its batches without a gradient: that of batch norms, MindCV's included."""
+    return ParameterTuple([p for p in model.get_parameters() if p.name.endswith(_STATISTICS)])
+
+
 def layer_of(name: str, encoders: int) -> int:
     """The layer of a parameter for layer-wise decay: 0 the embedding, 1 to K the encoders or stages, K + 1 norm and
     head."""
-    encoder = re.match(r"(?:blocks|layers)\.(\d+)\.", name)
+    encoder = re.match(r"(?:blocks\.|layers\.|layer_)(\d+)\.", name)
     if encoder:
         return int(encoder[1]) + 1
     return 0 if name.startswith(("patch_embed", "pos_embed", "cls_token")) else encoders + 1

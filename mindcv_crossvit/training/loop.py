@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 from mindspore import nn
 
 from ..data.draws import drop_path_scale
-from ..data.loader import Batch, Loader
+from ..data.loader import Loader
 from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate, scoring
 from ..journal import Chrono, Journal, duration
@@ -22,13 +23,14 @@ from ..process import StopRequest
 from ..recipe import Recipe
 from ..runtime import Runtime
 from .checkpoint import CheckpointFolder
+from .feed import Feed
 from .schedule import lr_at
 from .state import State, ema_keep
 from .step import Micro, Outcome, TrainStep
 
 
 class NonFiniteLoss(Exception):
-    """The loss became infinite or not a number; the checkpoint before it is whole."""
+    """The loss, the gradients or the parameters became infinite or not a number; no checkpoint has such parameters."""
 
 
 class Stopped(Exception):
@@ -41,7 +43,7 @@ class NotSaved(Exception):
 
 @dataclass
 class Training:
-    """Everything the loop works with."""
+    """Everything the loop works with. saved: update of the newest checkpoint, None before the first."""
 
     recipe: Recipe
     plan: Plan
@@ -56,22 +58,31 @@ class Training:
     about: dict[str, Any]
     stop: StopRequest
     chrono: Chrono = field(default_factory=Chrono)
+    saved: int | None = None
 
 
 def fit(t: Training) -> Score:
     """Trains from the state's update to the end of the recipe; returns the last score of the raw weights.
 
-    Raises NonFiniteLoss, Stopped or NotSaved, on all ranks alike and in the same update.
+    Raises NonFiniteLoss, Stopped, NotSaved, or UserError for a picture that cannot be read, on all ranks alike and in
+    the same update; RuntimeError when their parameters differ.
     """
     recipe, plan, state = t.recipe, t.plan, t.state
-    batches = t.loader.batches("train", _jobs(t))
+    feed = Feed(t.loader.batches("train", _jobs(t)), t.loader.views["train"].shapes(), t.runtime)
+    t.saved = state.update or None
     score = None
     while state.update < plan.total_steps:
         epoch, step = divmod(state.update, plan.steps_per_epoch)
         lr = lr_at(recipe.schedule, plan, state.update)
-        loss, stop_asked = _update(t, batches, lr)
-        if not math.isfinite(loss) or state.loss_scale.exhausted:
-            raise NonFiniteLoss(_non_finite_message(t, epoch, step, lr))
+        loss, finite, stop_asked = _update(t, feed, lr)
+        if problem := _diverged(t, loss, finite):
+            if state.loss_scale.dynamic and not finite:  # left out: the parameters are those before it
+                with contextlib.suppress(NotSaved):
+                    _save(t, must=False)
+            where = f"in update {state.update} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g})"
+            raise NonFiniteLoss(f"{problem} {where}; {_kept(t)}. {_advice(t)}")
+        if recipe.run.compare_every and state.update % recipe.run.compare_every == 0:
+            t.runtime.check_same(state.parameters(), f"after update {state.update}")
         t.journal.show(_progress(t, epoch, step + 1, loss, lr))
         if state.update % recipe.run.log_every == 0 or state.update == plan.total_steps:
             t.journal.say(_progress(t, epoch, step + 1, loss, lr))
@@ -89,6 +100,10 @@ def fit(t: Training) -> Score:
             _save(t, must=stop_asked or state.update == plan.total_steps)
         if stop_asked:
             raise Stopped(f"on request after update {state.update:,}; go on with --resume auto")
+    if state.skipped:
+        t.journal.say(
+            f"skipped   {state.skipped:,} times a training picture could not be read and another took its place"
+        )
     return score or _score(t)
 
 
@@ -100,8 +115,11 @@ def _jobs(t: Training) -> Iterator[Job]:
     return train_jobs(order, p.per_device, t.runtime.rank, p.world, t.state.update, p.total_steps)
 
 
-def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bool]:
-    """One update from its micro-batches: (mean loss over them and the ranks, whether any rank was asked to stop)."""
+def _update(t: Training, feed: Feed, lr: float) -> tuple[float, bool, bool]:
+    """One update from its micro-batches.
+
+    Mean loss over them and the ranks, whether the gradients were finite, whether any rank was asked to stop.
+    """
     p, state = t.plan, t.state
     compiles = not t.chrono.compile_seconds
     if compiles:
@@ -112,9 +130,8 @@ def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bo
     losses, finite = [], True
     for micro in range(p.accumulation):
         mark("waiting for data", update=state.update + 1)
-        _, arrays, skipped = next(batches)
+        arrays = feed.take()
         mark("compiling" if compiles else "computing")
-        _report_skipped(t, skipped)
         row = (micro * p.world + t.runtime.rank) * p.per_device
         inputs = Micro(arrays["images"], arrays["targets"], draws[:, row : row + p.per_device])
         if micro + 1 < p.accumulation:
@@ -126,14 +143,18 @@ def _update(t: Training, batches: Iterator[Batch], lr: float) -> tuple[float, bo
     state.update += 1
     state.applied += finite
     state.loss_scale.after(finite)
-    mine = np.array([np.mean(losses), t.stop.asked, t.loader.waited - waited], np.float32)
-    said = t.runtime.gather(mine).mean(0)
+    mine = np.array([np.mean(losses), t.stop.asked, t.loader.waited - waited, *feed.news()], np.float32)
+    everyone = t.runtime.gather(mine)
+    said, (cannot_go_on, skipped, new) = everyone.mean(0), everyone[:, 3:].sum(0)
     t.chrono.stop(p.global_batch, float(said[2]))
+    state.skipped += int(skipped)
+    for reason in feed.hear(cannot_go_on, new):
+        t.journal.say(f"skipped: {reason}")
     if compiles:
         t.journal.say(f"compiled; the first update took {duration(t.chrono.compile_seconds)}")
-    if not finite:
+    if not finite and state.loss_scale.dynamic:
         t.journal.say(f"update {state.update} left out: gradients overflowed; loss scale {state.loss_scale.scale:g}")
-    return float(said[0]), bool(said[1] > 0)
+    return float(said[0]), finite, bool(said[1] > 0)
 
 
 def _apply(t: Training, inputs: Micro, lr: float) -> Outcome:
@@ -141,12 +162,6 @@ def _apply(t: Training, inputs: Micro, lr: float) -> Outcome:
     scalars = state.optimizer.scalars(lr, state.applied + 1)
     keep = ema_keep(t.recipe.ema, state.applied) if state.ema else 0.0
     return t.step.apply(inputs, scalars, state.loss_scale.scale, keep)
-
-
-def _report_skipped(t: Training, skipped: list[tuple[int, str]]) -> None:
-    for _, reason in skipped:
-        t.state.skipped += 1
-        t.journal.say(f"skipped: {reason}")
 
 
 def _validate(t: Training, epoch: int) -> Score:
@@ -180,19 +195,23 @@ def _save(t: Training, must: bool) -> None:
     """Writes a checkpoint on rank 0 and lets all ranks know whether it is there.
 
     must: the run ends after it. Raises NotSaved on all ranks when it could not be written and that or the recipe
-    does not allow to go on.
+    does not allow to go on, and NonFiniteLoss instead of saving parameters that are not finite.
     """
     mark("saving")
     t.runtime.check_same(t.state.parameters(), f"checkpoint at update {t.state.update}")
+    tensors = t.state.tensors()
+    if broken := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+        raise NonFiniteLoss(f"{broken[0]} is not finite after update {t.state.update}; {_kept(t)}. {_advice(t)}")
     problem = None
     if t.checkpoints:
         meta = {**t.about, **t.state.meta(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         try:
-            t.checkpoints.save(t.state.tensors(), meta, t.state.is_best)
+            t.checkpoints.save(tensors, meta, t.state.is_best)
         except OSError as error:
             problem = error
     t.state.is_best = False
     if not t.runtime.gather(np.array([problem is not None], np.int32)).any():
+        t.saved = t.state.update
         return
     message = f"NOT SAVED after update {t.state.update:,}: {problem or 'rank 0 says why'}"
     if must or t.recipe.checkpoint.on_failure == "stop":
@@ -209,8 +228,24 @@ def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str
     )
 
 
-def _non_finite_message(t: Training, epoch: int, step: int, lr: float) -> str:
-    return (
-        f"the loss is not finite in update {t.state.update} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g});"
-        " nothing was saved after it. Try a lower optimizer.lr, a longer schedule.warmup_epochs, or another run.seed"
-    )
+def _diverged(t: Training, loss: float, finite: bool) -> str:
+    """What makes it useless to go on after an update; empty for nothing."""
+    scale = t.state.loss_scale
+    if not math.isfinite(loss):
+        return "the loss is not finite"
+    if scale.exhausted:
+        return f"the gradients overflow, even with the loss scaled by {scale.scale:g},"
+    return "" if finite or scale.dynamic else "the gradients are not finite"
+
+
+def _advice(t: Training) -> str:
+    precision = t.recipe.run.precision
+    half = f"less float16 than run.precision={precision}, " if precision != "O0" else ""
+    return f"Try a lower optimizer.lr, a longer schedule.warmup_epochs, {half}optimizer.clip_norm=1 or another run.seed"
+
+
+def _kept(t: Training) -> str:
+    """Which state before a failure is on disk."""
+    if t.saved is None:
+        return "no checkpoint was due before it (checkpoint.every_updates)"
+    return f"the state before it is on disk: the checkpoint after update {t.saved}"

@@ -18,14 +18,28 @@ from ..weights.fit import Fit, fit, is_head
 from ..weights.read import Weights, read_weights
 from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, Described, read_checkpoint
 
+RESUMED = ("recipe", "world", "applied", "best_top1", "skipped", "loss_scale")
+"""What a checkpoint must say, besides model, classes and update, for a run to go on from it."""
+
 
 def find_checkpoint(recipe: Recipe, folder: Path, resume: str | None, say=print) -> Checkpoint | None:
     """The checkpoint to go on from; None for a new run. Raises UserError when a named one is not whole."""
     if resume is None:
         return None
     if resume != "auto":
-        return read_checkpoint(resolve(Path(resume)))
-    return CheckpointFolder(folder, recipe.checkpoint.keep).newest_whole(say)
+        return _complete(read_checkpoint(resolve(Path(resume))))
+    found = CheckpointFolder(folder, recipe.checkpoint.keep).newest_whole(say)
+    return found and _complete(found)
+
+
+def _complete(checkpoint: Checkpoint) -> Checkpoint:
+    """Refuses to go on from what has weights only, converted ones for example. Raises UserError."""
+    if missing := [key for key in RESUMED if checkpoint.meta.get(key) is None]:
+        raise UserError(
+            f"{checkpoint.path}: a run cannot go on from it, it does not say its {', '.join(missing)};"
+            " --init-from begins a new one with its weights"
+        )
+    return checkpoint
 
 
 def resolve(path: Path) -> Path:

@@ -13,16 +13,17 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from ..errors import UserError
 from ..recipe import Ema
 from .checkpoint import Checkpoint
+from .groups import running_statistics
 from .loss_scale import LossScale
 from .optimizer import GroupedOptimizer
 
 
 @dataclass
 class State:
-    """Parameters, moments, moving average and counters.
+    """Parameters, running statistics, moments, moving average and counters.
 
     update: updates done so far, those left out for an overflow included. applied: those that changed the parameters.
-    best_top1: the best validation score so far, in percent. skipped: unreadable training pictures met by this rank.
+    best_top1: the best validation score so far, in percent. skipped: times a rank met an unreadable training picture.
     """
 
     model: nn.Cell
@@ -65,26 +66,36 @@ class State:
         meta = dict(checkpoint.meta)
         for name in ("update", "applied", "best_top1", "skipped"):
             setattr(self, name, meta[name])
-        if meta["loss_scale"]["dynamic"] == self.loss_scale.dynamic:
-            self.loss_scale = LossScale(**meta["loss_scale"])
+        scale = LossScale(**meta["loss_scale"])
+        if scale.dynamic == self.loss_scale.dynamic and not scale.exhausted:
+            self.loss_scale = scale
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model with its moving average instead of its weights."""
-        raw = [p.asnumpy().copy() for p in self.optimizer.parameters]
-        for parameter, average in zip(self.optimizer.parameters, self.ema, strict=True):
+        parameters = averaged_parameters(self.model, self.optimizer)
+        raw = [p.asnumpy().copy() for p in parameters]
+        for parameter, average in zip(parameters, self.ema, strict=True):
             parameter.set_data(Tensor(average.asnumpy()))
         try:
             yield
         finally:
-            for parameter, value in zip(self.optimizer.parameters, raw, strict=True):
+            for parameter, value in zip(parameters, raw, strict=True):
                 parameter.set_data(Tensor(value))
 
 
-def new_average(optimizer: GroupedOptimizer) -> ParameterTuple:
+def averaged_parameters(model: nn.Cell, optimizer: GroupedOptimizer) -> ParameterTuple:
+    """What a moving average follows: trained parameters and the running statistics of batch norms, as timm's does."""
+    return ParameterTuple([*optimizer.parameters, *running_statistics(model)])
+
+
+def new_average(model: nn.Cell, optimizer: GroupedOptimizer) -> ParameterTuple:
     """A moving average that begins with the parameters as they are now."""
     return ParameterTuple(
-        [Parameter(Tensor(p.asnumpy().copy()), name=f"ema.{p.name}", requires_grad=False) for p in optimizer.parameters]
+        [
+            Parameter(Tensor(p.asnumpy().copy()), name=f"ema.{p.name}", requires_grad=False)
+            for p in averaged_parameters(model, optimizer)
+        ]
     )
 
 

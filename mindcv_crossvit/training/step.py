@@ -1,5 +1,8 @@
 """One update of the parameters, compiled: loss, gradients, their mean over micro-batches and ranks, clipping, the rule.
 
+Batch norms follow every micro-batch as it comes; where their running statistics then differ between ranks, an update
+sets them to the ranks' mean.
+
 With a loss scale (half precision) the loss is multiplied by it and the mean gradient divided; an update whose gradient
 is not finite on any rank is left out on all of them, since the mean of the ranks is not finite then.
 """
@@ -12,6 +15,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from .groups import running_statistics
 from .optimizer import GroupedOptimizer
 
 _map = ops.HyperMap()
@@ -19,6 +23,7 @@ _add_to = ops.MultitypeFuncGraph("add_to")
 _add = ops.MultitypeFuncGraph("add")
 _scale = ops.MultitypeFuncGraph("scale")
 _square_sum = ops.MultitypeFuncGraph("square_sum")
+_set = ops.MultitypeFuncGraph("set")
 _follow = ops.MultitypeFuncGraph("follow")
 
 
@@ -40,6 +45,11 @@ def _scale_one(factor, gradient):
 @_square_sum.register("Tensor")
 def _square_sum_one(gradient):
     return ops.ReduceSum()(gradient * gradient)
+
+
+@_set.register("Tensor", "Tensor")
+def _set_one(parameter, value):
+    return ops.assign(parameter, value)
 
 
 @_follow.register("Tensor", "Tensor", "Tensor")
@@ -114,6 +124,8 @@ class Update(nn.Cell):
     ):
         super().__init__(auto_prefix=False)
         self.loss, self.optimizer, self.buffers, self.ema = loss, optimizer, buffers, ema
+        self.statistics = running_statistics(loss.model)
+        self.evens_out = options.world > 1 and len(self.statistics) > 0
         self.gradient = ops.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
         self.accumulates, self.shares = options.accumulation > 1, options.world > 1
         self.clips, self.loss_scaled, self.averages = options.clip_norm is not None, options.loss_scaled, len(ema) > 0
@@ -122,6 +134,8 @@ class Update(nn.Cell):
         self.done = Tensor(True)
         if self.shares:
             self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=options.world)
+        if self.evens_out:
+            self.average_statistics = nn.DistributedGradReducer(self.statistics, mean=True, degree=options.world)
 
     def construct(self, images, targets, drop_scale, loss_scale, scalars, ema_keep):
         (_, loss), gradients = self.gradient(images, targets, drop_scale, loss_scale)
@@ -131,6 +145,9 @@ class Update(nn.Cell):
             gradients = _map(ops.partial(_scale, self.mean / loss_scale), gradients)
         if self.shares:
             gradients = self.average(gradients)
+        if self.evens_out:
+            known = ops.depend(self.statistics, gradients)
+            gradients = ops.depend(gradients, _map(_set, self.statistics, self.average_statistics(known)))
         if not (self.clips or self.loss_scaled):
             return ops.depend(loss, self._apply(gradients, scalars, ema_keep)), self.done
         square = ops.addn(_map(_square_sum, gradients))
@@ -147,8 +164,8 @@ class Update(nn.Cell):
     def _apply(self, gradients, scalars, ema_keep):
         done = self.optimizer(gradients, scalars)
         if self.averages:
-            parameters = ops.depend(self.optimizer.parameters, done)
-            done = _map(ops.partial(_follow, ema_keep), self.ema, parameters)
+            followed = ops.depend(self.optimizer.parameters + self.statistics, done)
+            done = _map(ops.partial(_follow, ema_keep), self.ema, followed)
         return done
 
 

@@ -129,7 +129,7 @@ def _problems(report: Report, numerics: str | None, heads: list[str], partial: b
 
 
 def is_head(name: str) -> bool:
-    """Whether a parameter belongs to a classifier head of a CrossViT."""
+    """Whether a parameter belongs to a classifier head."""
     return name.startswith("head.")
 
 
@@ -149,7 +149,7 @@ def resize_positions(pos_1nc: np.ndarray, tokens: int) -> np.ndarray:
 
 
 def _can_be_resized(name: str, given: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    if not name.startswith("pos_embed.") or len(given) != 3 or given[::2] != wanted[::2]:
+    if name.partition(".")[0] != "pos_embed" or len(given) != 3 or given[::2] != wanted[::2]:
         return False
     extra = _class_tokens(given[1])
     return extra is not None and extra == _class_tokens(wanted[1])
@@ -164,7 +164,7 @@ def _class_tokens(tokens: int) -> int | None:
 
 
 def _is_weight(tensor: np.ndarray, weights: Weights) -> bool:
-    """A CrossViT has floating-point parameters only."""
+    """The suite's models have floating-point parameters only."""
     return tensor.dtype.kind == "f" or weights.numerics is None
 
 

@@ -223,12 +223,10 @@ def softmax(values: np.ndarray) -> np.ndarray:
     return exponential / exponential.sum(-1, keepdims=True)
 
 
-def gradient_case(config: dict[str, Any], batch: int = 3) -> dict[str, Any]:
+def gradients_of(model: nn.Module, size: int, classes: int, batch: int = 3) -> dict[str, Any]:
     """Return logits, loss and a summary of every gradient of one model."""
-    model = build_model(config).eval()
-    size = config["img_size"]
     logits = model(tensor(1.5 * u("input", (batch, 3, size, size))))
-    loss = soft_loss(logits, tensor(softmax(2 * u("target", (batch, config["num_classes"])))))
+    loss = soft_loss(logits, tensor(softmax(2 * u("target", (batch, classes)))))
     loss.backward()
     gradients = {}
     for name, parameter in model.named_parameters():
@@ -241,13 +239,49 @@ def gradient_case(config: dict[str, Any], batch: int = 3) -> dict[str, Any]:
             "dot": short((values.numpy() * u(key, parameter.shape)).sum()),
             "first": numbers(values.reshape(-1)[:4]),
         }
+    return {"logits": [numbers(row) for row in logits], "loss": short(loss.detach()), "gradients": gradients}
+
+
+def gradient_case(config: dict[str, Any], batch: int = 3) -> dict[str, Any]:
+    """Return logits, loss and a summary of every gradient of one CrossViT."""
+    model = build_model(config).eval()
     sizes = [list(size) for size in model.img_size_scaled]
-    return {
-        "config": config | {"qkv_bias": True, "norm_eps": 1e-6, "batch": batch, "branch_sizes": sizes},
-        "logits": [numbers(row) for row in logits],
-        "loss": short(loss.detach()),
-        "gradients": gradients,
-    }
+    about = {"config": config | {"qkv_bias": True, "norm_eps": 1e-6, "batch": batch, "branch_sizes": sizes}}
+    return about | gradients_of(model, config["img_size"], config["num_classes"], batch)
+
+
+def build_deit(config: dict[str, Any], multi_conv: bool = False) -> nn.Module:
+    """Return timm's VisionTransformer with the rule's weights; with CrossViT's three-convolution stem where asked."""
+    from timm.models.crossvit import PatchEmbed
+    from timm.models.vision_transformer import VisionTransformer
+
+    model = VisionTransformer(**config)
+    if multi_conv:
+        sizes = {"img_size": config["img_size"], "patch_size": config["patch_size"]}
+        model.patch_embed = PatchEmbed(**sizes, embed_dim=config["embed_dim"], multi_conv=True)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensor(weight(name, parameter.shape)))
+    return model.eval()
+
+
+def make_deit() -> None:
+    """Write deit.json."""
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "mlp_ratio": 3.0}
+    small |= {"num_classes": 10}
+    stem = small | {"img_size": 48, "patch_size": 16, "depth": 1}
+    rows, cases = [], {}
+    for name, dim, heads in (("deit_tiny", 192, 3), ("deit_small", 384, 6)):
+        model = build_deit({"embed_dim": dim, "num_heads": heads})
+        with torch.no_grad():
+            logits = model(tensor(1.5 * u("input", (2, 3, 224, 224))))
+        sums = {"sum": short(logits.double().sum()), "abs_sum": short(logits.double().abs().sum())}
+        rows.append({"model": name, "first": numbers(logits[0, :4]), "second": short(logits[1, 0])} | sums)
+    for name, config, multi_conv in (("linear", small, False), ("stem", stem, True)):
+        found = gradients_of(build_deit(config, multi_conv), config["img_size"], config["num_classes"])
+        cases[name] = {"config": config | {"multi_conv": multi_conv}} | found
+    about = "Logits of DeiT-Ti and S; logits, loss and gradients of two small ones, the second with CrossViT's stem."
+    write_json("deit.json", about, {"rows": rows, "cases": cases})
 
 
 def make_gradients() -> None:
@@ -837,6 +871,7 @@ def make_weights() -> None:
 
 MAKERS: dict[str, Callable[[], None]] = {
     "gradients": make_gradients,
+    "deit": make_deit,
     "features": make_features,
     "adamw": make_adamw,
     "sgd": make_sgd,

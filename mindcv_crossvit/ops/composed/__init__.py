@@ -14,6 +14,7 @@ from .depthwise import Depthwise
 from .group_attention import GroupAttention
 from .linear import LayerNorm, Linear, NormLinear, ScalePictures
 from .mlp import Gelu, NormMlp
+from .norm import BatchNorm
 
 COMPOSED = Ops(
     "composed",
@@ -30,6 +31,7 @@ COMPOSED = Ops(
     ScalePictures,
     Conv2d,
     Depthwise,
+    BatchNorm,
     ToTokens,
     ToMap,
 )

@@ -1,0 +1,234 @@
+"""Run by msrun in test_ranks.py: every rank goes through the cases below and prints what came of each, a JSON line.
+
+The loop, the loader, the evaluation, the step and the collectives are the real ones; the model is one matrix, so that
+it compiles at once. A case of several ranks is compared with the same on one, in the same process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mindcv_crossvit import runtime
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = Path(os.environ["RANK_CASES"])
+CASES: dict[str, Callable[[runtime.Runtime], Any]] = {}
+SETTINGS = ["batch.global_batch=16", "batch.largest_per_device=2", "mix.group=2", "data.workers=0", "evaluate.batch=4"]
+SETTINGS += ["schedule.warmup_epochs=0", "schedule.epochs=1", "augment.repeats=3"]
+
+
+def case(function: Callable[[runtime.Runtime], Any]) -> None:
+    CASES[function.__name__] = function
+
+
+def toy_state(recipe, classes: int):
+    import numpy as np
+    from mindspore import Parameter, Tensor, nn, ops
+
+    from mindcv_crossvit import build
+    from mindcv_crossvit.training.loss_scale import LossScale
+    from mindcv_crossvit.training.state import State, new_average
+
+    class Toy(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.weight = Parameter(Tensor(np.zeros((3 * recipe.model.image_size**2, classes), np.float32)), "weight")
+            self.bias = Parameter(Tensor(np.zeros(classes, np.float32)), "bias")
+
+        def construct(self, images):
+            return ops.matmul(images.reshape(images.shape[0], -1), self.weight) + self.bias
+
+    model = Toy()
+    optimizer = build.build_optimizer(recipe, model)
+    return State(model, optimizer, new_average(optimizer), LossScale.for_precision(recipe.run.precision))
+
+
+def train(process: runtime.Runtime, data, *changes: str, before=None, after=None) -> dict[str, Any]:
+    """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model."""
+    from mindcv_crossvit import build
+    from mindcv_crossvit.journal import Journal
+    from mindcv_crossvit.plan import make_plan
+    from mindcv_crossvit.recipe_file import load_recipe
+    from mindcv_crossvit.training.checkpoint import CheckpointFolder
+    from mindcv_crossvit.training.loop import fit
+
+    recipe = load_recipe(ROOT / "tests" / "tiny.yaml", [*SETTINGS, *changes])
+    plan, state = make_plan(recipe, data, process.world), toy_state(recipe, len(data.class_names))
+    folder = FOLDER / f"run-{process.world}-{len(list(FOLDER.glob('run-*')))}"
+    journal = Journal(folder if process.is_main else None, speaks=False)
+    views = {"train": build.train_view(recipe, data, plan), "val": build.eval_view(recipe, data)}
+    found: dict[str, Any] = {}
+    with build.build_loader(recipe, views) as loader:
+        training = build.build_training(recipe, plan, data, process, journal, state, loader)
+        apply = training.step.apply
+
+        def watched(inputs, *rest):
+            outcome = apply(before(state.update + 1, inputs) if before else inputs, *rest)
+            if after:
+                after(state.update + 1, training.model)
+            return outcome
+
+        training.step.apply = watched
+        try:
+            found["score"] = asdict(fit(training))
+        except Exception as error:
+            found["error"] = f"{type(error).__name__}: {error}"
+    found |= {"update": state.update, "applied": state.applied, "skipped": state.skipped}
+    if process.is_main:
+        found["log"] = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
+        newest = CheckpointFolder(folder).newest_whole()
+        found["saved"] = newest and newest.meta["update"]
+    found["weights"] = {name: p.asnumpy() for name, p in state.named().items()}
+    return found
+
+
+def plain(found: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in found.items() if k != "weights"}
+
+
+def digits(train_size: int, val_size: int):
+    import numpy as np
+
+    from mindcv_crossvit.data.sources import Splits, Subset, open_data
+    from mindcv_crossvit.recipe import Data
+
+    whole = open_data(Data(source="digits"))
+    parts = [Subset(s, np.arange(n), s.labels[:n]) for s, n in ((whole.train, train_size), (whole.val, val_size))]
+    return Splits(parts[0], parts[1], whole.class_names)
+
+
+@case
+def sets_that_do_not_divide(process: runtime.Runtime) -> Any:
+    """Training and validation pictures fewer than ranks, and not divisible; the same as on one rank."""
+    import numpy as np
+
+    found = []
+    for sizes in ((3, 1), (37, 5)):
+        several, one = (train(p, digits(*sizes)) for p in (process, runtime.Runtime("CPU")))
+        off = max(float(np.abs(several["weights"][n] - one["weights"][n]).max()) for n in one["weights"])
+        moved = float(np.abs(one["weights"]["model.weight"]).max())
+        found.append({"off": off, "moved": moved, "several": several["score"], "one": one["score"]})
+    return found
+
+
+@case
+def scores_of_any_size(process: runtime.Runtime) -> Any:
+    """(size, batch) whose score is not, bit for bit, that of one rank."""
+    import numpy as np
+
+    from mindcv_crossvit.data.loader import Loader
+    from mindcv_crossvit.data.transforms import EvalTransform, Normalise
+    from mindcv_crossvit.data.views import EvalView
+    from mindcv_crossvit.evaluation import evaluate
+
+    transform, different, tried = EvalTransform(8, 1.0, Normalise((0.5,) * 3, (0.3,) * 3)), [], 0
+    mix = np.random.default_rng(0).normal(size=(3 * 8 * 8, 10)).astype(np.float32)
+    for size in (1, 3, 5, 17):
+        for batch in (1, 4):
+            val, scores = digits(1, size).val, []
+            for p in (process, runtime.Runtime("CPU")):
+                with Loader({"val": EvalView(val, transform, batch, False)}, 0) as loader:
+                    logits = lambda images: np.stack([row.reshape(-1) @ mix for row in images])  # noqa: E731
+                    scores.append(evaluate(logits, loader, val.labels, batch, p))
+            tried += 1
+            different += [(size, batch)] if scores[0] != scores[1] or scores[1].images != size else []
+    return {"tried": tried, "different": different}
+
+
+@case
+def ranks_that_drift(process: runtime.Runtime) -> Any:
+    """Another value on the last rank after update 3: seen when asked for, else at the next checkpoint."""
+    from mindspore import Tensor
+
+    def drift(update, model):
+        if update == 3 and process.rank == process.world - 1:
+            model.bias.set_data(Tensor(model.bias.asnumpy() + 1e-6))
+
+    data = digits(128, 8)
+    asked = train(process, data, "run.compare_every=5", after=drift)
+    at_checkpoint = train(process, data, "checkpoint.every_updates=6", after=drift)
+    return [plain(asked), plain(at_checkpoint)]
+
+
+@case
+def a_loss_that_is_not_finite(process: runtime.Runtime) -> Any:
+    """On the last rank only, in update 4."""
+
+    def spoil(update, inputs):
+        spoiled = update == 4 and process.rank == process.world - 1
+        return inputs._replace(images=inputs.images * float("inf")) if spoiled else inputs
+
+    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", before=spoil))
+
+
+@case
+def parameters_that_are_not_finite(process: runtime.Runtime) -> Any:
+    """They break with update 6, whose loss is fine, and a checkpoint is due."""
+    from mindspore import Tensor
+
+    def spoil(update, model):
+        if update == 6:
+            model.bias.set_data(Tensor(model.bias.asnumpy() * float("nan")))
+
+    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", after=spoil))
+
+
+@case
+def gradients_that_overflow(process: runtime.Runtime) -> Any:
+    """On the last rank only, with a finite loss: the weights are zero and its pictures are large."""
+    import numpy as np
+
+    def enlarge(update, inputs):
+        return inputs._replace(images=inputs.images * np.float32(1e36)) if process.rank == process.world - 1 else inputs
+
+    found = train(
+        process,
+        digits(128, 8),
+        "run.precision=O2",
+        "schedule.epochs=9",
+        "evaluate.every_epochs=9",
+        "checkpoint.every_epochs=9",
+        before=enlarge,
+    )
+    return {**plain(found), "moved": float(np.abs(found["weights"]["model.weight"]).max())}
+
+
+@case
+def pictures_that_cannot_be_read(process: runtime.Runtime) -> Any:
+    from mindcv_crossvit.data.sources import open_data
+    from mindcv_crossvit.recipe import Data
+
+    data = open_data(Data(dir=str(FOLDER / "pictures")))
+    settings = ["augment.repeats=1", "schedule.epochs=2", "data.bad_images=skip"]
+    several, one = (train(p, data, *settings) for p in (process, runtime.Runtime("CPU")))
+    stop = train(process, data, *settings[:2])
+    only_val = data._replace(train=data.train.part(sound(data.train)))
+    stop_val = train(process, only_val, *settings[:2])
+    return {name: plain(f) for name, f in {"several": several, "one": one, "stop": stop, "val": stop_val}.items()}
+
+
+def sound(source) -> list[int]:
+    from mindcv_crossvit.data.images import BadImage
+
+    found = []
+    for index in range(len(source)):
+        try:
+            source.read(index)
+            found.append(index)
+        except BadImage:
+            pass
+    return found
+
+
+if __name__ == "__main__":
+    process = runtime.start("CPU")
+    for name, function in CASES.items():
+        print("case", json.dumps({"name": name, "found": function(process)}), flush=True)

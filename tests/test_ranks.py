@@ -1,0 +1,140 @@
+"""Several ranks against one: the same training and the same scores, and every trouble is that of all of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from running import call_msrun
+from test_images import encoded, noise, png_header
+
+BAD = {
+    "torn.jpg": "image file is truncated",
+    "empty.png": "the file is empty",
+    "bomb.png": "decompression bomb",
+    "text.jpg": "cannot identify image file",
+    "broken.jpg": "No such file or directory",
+}
+
+
+def odd_pictures(folder: Path) -> Path:
+    """Two classes with every odd kind of picture, five of which cannot be read, and three of six to validate."""
+    whole = encoded(noise(), "JPEG")
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
+    good = {
+        "cmyk.jpg": encoded(Image.new("CMYK", (16, 16), (0, 255, 0, 0)), "JPEG"),
+        "sixteen.png": encoded(Image.new("I;16", (9, 9), 40_000), "PNG"),
+        "grey with alpha.png": encoded(Image.new("LA", (9, 9), (90, 40)), "PNG"),
+        "animated.gif": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "one.png": encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"),
+        "一只 猫.png": encoded(noise(), "PNG"),
+        "two\nlines.png": encoded(noise(), "PNG"),
+    }
+    bad = {"torn.jpg": whole[: len(whole) // 2], "empty.png": b"", "text.jpg": b"hello"}
+    bad["bomb.png"] = png_header(20_000, 20_000)
+    for name in ("train/红", "train/a b", "val/红", "val/a b"):
+        (folder / name).mkdir(parents=True)
+    for name, data in {**good, **bad}.items():
+        (folder / "train" / "红" / name).write_bytes(data)
+    (folder / "train" / "红" / "broken.jpg").symlink_to("gone.jpg")
+    for k in range(12):
+        (folder / "train" / "a b" / f"{k}.png").write_bytes(encoded(noise((20 + k, 20)), "PNG"))
+    for name in ("torn.jpg", "text.jpg", "cmyk.jpg"):
+        (folder / "val" / "红" / name).write_bytes({**good, **bad}[name])
+    (folder / "val" / "a b" / os.fsdecode(b"\xff.png")).write_bytes(b"not text, in name and content")
+    for k in range(2):
+        (folder / "val" / "a b" / f"{k}.png").write_bytes(encoded(noise(), "PNG"))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def cases(request, tmp_path_factory) -> list[dict[str, dict]]:
+    """What each rank found in each case of rank_cases.py."""
+    folder = tmp_path_factory.mktemp("cases")
+    odd_pictures(folder / "pictures")
+    env = {**os.environ, "RANK_CASES": str(folder)}
+    done = call_msrun(request.param, folder / "logs", "tests/rank_cases.py", env=env)
+    logs = [(folder / "logs" / f"worker_{rank}.log").read_text() for rank in range(request.param)]
+    assert done.returncode == 0, "\n".join(log[-2000:] for log in logs)
+    said = [[json.loads(line[5:]) for line in log.splitlines() if line.startswith("case ")] for log in logs]
+    return [{s["name"]: s["found"] for s in rank} for rank in said]
+
+
+def of_all(cases, name: str) -> list:
+    """The finding of every rank, rank 0's log aside, which must be the same."""
+    assert all({**c[name], "log": "", "saved": 0} == {**cases[0][name], "log": "", "saved": 0} for c in cases)
+    return cases[0][name]
+
+
+def test_sets_that_do_not_divide_give_the_same_training_and_scores(cases):
+    for rank in cases:
+        for found in rank["sets_that_do_not_divide"]:
+            assert found["off"] < 2e-6 < 1e-3 < found["moved"]
+            assert found["several"]["top1"] == found["one"]["top1"]
+            assert found["several"]["loss"] == pytest.approx(found["one"]["loss"], abs=1e-6)
+        assert [f["several"]["images"] for f in rank["sets_that_do_not_divide"]] == [1, 5]
+
+
+def test_scores_are_those_of_one_rank_bit_for_bit_empty_shares_included(cases):
+    for rank in cases:
+        assert rank["scores_of_any_size"] == {"tried": 8, "different": []}
+
+
+def test_a_rank_that_drifts_stops_the_job_with_the_parameters_name(cases):
+    for rank in cases:
+        asked, at_checkpoint = rank["ranks_that_drift"]
+        assert asked["error"].startswith("RuntimeError: after update 5: the ranks' parameters differ, first bias (")
+        assert asked["update"] == 5
+        assert at_checkpoint["error"].startswith("RuntimeError: checkpoint at update 6: the ranks' parameters differ")
+    assert cases[0]["ranks_that_drift"][1]["saved"] is None
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_in_the_same_update(cases):
+    found = of_all(cases, "a_loss_that_is_not_finite")
+    assert found["error"].startswith("NonFiniteLoss: the loss is not finite in update 4 (epoch 1, step 4, lr ")
+    assert "on disk: the checkpoint after update 3. Try a lower optimizer.lr" in found["error"]
+    assert found["saved"] == 3
+
+
+def test_parameters_that_are_not_finite_are_not_saved(cases):
+    found = of_all(cases, "parameters_that_are_not_finite")
+    assert found["error"].startswith("NonFiniteLoss: model.bias is not finite after update 6; ")
+    assert "on disk: the checkpoint after update 3. Try" in found["error"] and found["saved"] == 3
+
+
+def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(cases):
+    found = of_all(cases, "gradients_that_overflow")
+    assert found["applied"] == 0 and found["moved"] == 0 and found["update"] == 27
+    assert "the gradients overflow, even with the loss scaled by 0.000488281, in update 27" in found["error"]
+    assert "on disk: the checkpoint after update 27. Try" in found["error"] and found["saved"] == 27
+    assert "less float16 than run.precision=O2" in found["error"]
+    assert "update 1 left out: gradients overflowed; loss scale 32768" in cases[0]["gradients_that_overflow"]["log"]
+
+
+def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):
+    for rank in cases:
+        found = rank["pictures_that_cannot_be_read"]
+        several, one = found["several"], found["one"]
+        assert several["skipped"] == one["skipped"] > 5
+        assert several["score"]["skipped"] == one["score"]["skipped"] == 3 and several["score"]["images"] == 3
+    log = cases[0]["pictures_that_cannot_be_read"]["several"]["log"]
+    for name, reason in BAD.items():
+        said = [line for line in log.splitlines() if f"/train/红/{name}: " in line]
+        assert len(said) == 1 and "skipped: " in said[0] and reason in said[0], name
+    assert log.count("/train/") == len(BAD)
+    assert r"/val/a b/\udcff.png: cannot identify image file" in log
+    assert "skipped   3 of 6 validation pictures cannot be read" in log
+    assert f"skipped   {several['skipped']} times a training picture could not be read" in log
+
+
+def test_a_picture_that_cannot_be_read_stops_all_ranks_with_the_same_words(cases):
+    for which in ("stop", "val"):
+        errors = [rank["pictures_that_cannot_be_read"][which]["error"] for rank in cases]
+        assert len(set(errors)) == 1
+        assert errors[0].startswith("UserError: a picture cannot be read: ") and "data.bad_images=skip" in errors[0]
+        updates = [rank["pictures_that_cannot_be_read"][which]["update"] for rank in cases]
+        assert len(set(updates)) == 1
+    assert "/val/" in errors[0]
