@@ -20,8 +20,8 @@ from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-OTHERS = ("deit_", "crossformer")
-QUICK = ("deit_9_dagger_ascend", "crossformerpp_s_ascend")
+OTHERS = ("deit_", "crossformer", "cabvit_")
+QUICK = ("deit_9_dagger_ascend", "crossformerpp_s_ascend", "cabvit_h_l1_ascend")
 SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]
 
 
@@ -62,6 +62,8 @@ def small_model(recipe: Recipe) -> list[str]:
     if family_of(recipe.model.name).name == "crossformer":
         sizes = ["img_size=32", "patch_size=[4,8]", "group_size=[4,2]", "crs_interval=[2,1]", "merge_size=[[2,4]]"]
         return [*sizes, "embed_dim=16", "depths=[1,1]", "num_heads=[2,2]", "mlp_ratio=[1,1]"]
+    if family_of(recipe.model.name).name == "cabvit":
+        return ["img_size=32", "embed_dims=[4,8,8,8]", "depths=[1,1,2,1]", "num_heads=[0,0,2,2]"]
     if family_of(recipe.model.name).name == "deit":
         return ["img_size=32", "embed_dim=16", "depth=1", "num_heads=2", "mlp_ratio=1"]
     model = ["patch_size=[12,16]", "img_size=[24,32]"] if recipe.model.name.find("dagger") > 0 else ["img_size=[12,16]"]

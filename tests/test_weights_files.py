@@ -107,7 +107,7 @@ NESTED = b")" + b"\x85" * 20_000  # a tuple in a tuple in a tuple
         (r"it needs builtins\.eval", b"cbuiltins\neval\n" + wf.text("1") + b"\x85R"),
         (r"it needs os\.system", wf.text("os") + wf.text("system") + b"\x93"),
         (r"it needs builtins\.getattr", b"cbuiltins\ngetattr\n"),
-        (r"it needs yacs\.config\.CfgNode", wf.mapping({"cfg": b"cyacs.config\nCfgNode\n)\x81"})),
+        (r"it needs omegaconf\.DictConfig", wf.mapping({"cfg": b"comegaconf\nDictConfig\n)\x81"})),
         (r"a call of torch\.FloatStorage", b"ctorch\nFloatStorage\n)R"),
         ("it needs the pickle instruction INST", b"(ios\nsystem\n"),
         ("it needs the pickle instruction EXT1", b"\x82\x01"),
