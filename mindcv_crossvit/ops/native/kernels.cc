@@ -15,9 +15,10 @@
 #include <new>
 #include <vector>
 
-// Loops over numbers are compiled for several instruction sets; the loader picks what the processor has.
+// Loops over numbers are compiled for several instruction sets; the loader picks what the processor has. By features:
+// an "arch=" is met by that very processor only, and a Cascade Lake, say, would get the default.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(CROSSVIT_PLAIN)
-#define MANY_TARGETS __attribute__((target_clones("arch=skylake-avx512", "arch=haswell", "default")))
+#define MANY_TARGETS __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define MANY_TARGETS
 #endif
