@@ -213,8 +213,8 @@ def model_table(published: dict[str, Any], measured: dict[str, Any]) -> str:
         if entry.get("model") != entry["name"] or "params" not in found:
             continue
         top1 = next((f"{c['value']} %" for c in entry["claims"] if c["figure"] == "top1"), "none")
-        logits = found.get("logits")
-        difference = UNCHECKED if logits is None else f"{logits['difference']:.0e}"
+        logits = found.get("logits", {})
+        difference = UNCHECKED if logits is None else f"{logits['difference']:.0e}" if logits else "none to compare"
         lines.append(
             f"| `{entry['name']}` | {found['params']:,} | {found['macs'] / 1e9:.2f} G | {top1} | {difference} |"
         )
