@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,17 +18,19 @@ from mindcv_crossvit.recipe_file import load_recipe
 
 
 @pytest.fixture(scope="module", params=["crossformer", "cabvit", pytest.param("deit", marks=pytest.mark.slow)])
-def trained(request, tmp_path_factory, cached):
-    """(recipe, the run folder of a finished run of it)."""
+def trained(request, tmp_path_factory):
+    """(recipe, the run folder of a finished run of it, an environment with its compiled graphs: each needs its own)."""
     recipe = ROOT / "tests" / f"tiny_{request.param}.yaml"
+    graphs = tmp_path_factory.mktemp("graphs")
+    cached = {**os.environ, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)}
     folder = tmp_path_factory.mktemp("runs") / "run"
     done = call("train.py", "-c", recipe, "--output", folder, env=cached)
     assert done.returncode == 0, done.stderr
-    return recipe, folder
+    return recipe, folder, cached
 
 
-def test_a_stopped_run_resumes_bitwise(trained, cached, tmp_path):
-    recipe, finished = trained
+def test_a_stopped_run_resumes_bitwise(trained, tmp_path):
+    recipe, finished, cached = trained
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), "-c", str(recipe), "--output", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cached)
@@ -41,8 +44,8 @@ def test_a_stopped_run_resumes_bitwise(trained, cached, tmp_path):
     same_run(finished, folder)
 
 
-def test_a_run_is_validated(trained, cached):
-    recipe, folder = trained
+def test_a_run_is_validated(trained):
+    recipe, folder, cached = trained
     scores = last_json(call("validate.py", "-c", recipe, "--ckpt_path", folder, env=cached))
     assert scores["model"] == load_recipe(recipe).model.name
     assert (scores["top1"], scores["ema_top1"]) == tuple(metrics(folder)[-1][k] for k in ("val_top1", "ema_top1"))
@@ -51,7 +54,7 @@ def test_a_run_is_validated(trained, cached):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.onnx", "model.mindir"])
 def test_a_run_is_exported_and_predicts(trained, tmp_path, name):
-    _, folder = trained
+    _, folder, _ = trained
     picture = tmp_path / "picture.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(picture)
     done = call("scripts/export.py", "--ckpt_path", folder, "--output", tmp_path / name, "--pictures", picture)
