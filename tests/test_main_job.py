@@ -321,7 +321,7 @@ def test_the_command_line_is_frozen():
             "--distribute",
         }
     }
-    options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--runtime", "--set", "--distribute"}
+    options["validate.py"] = {"--config", "--data_dir", "--ckpt_path", "--runtime", "--branch", "--set", "--distribute"}
     options["scripts/export.py"] = {"--ckpt_path", "--output", "--batch", "--weights", "--pictures", "--check"}
     options["scripts/supervise.py"] = {"--restarts", "--logs", "--backoff", "--start", "--compile", "--hang", "--"}
     options["scripts/check_env.py"] = {"--config", "--data_dir", "--output", "--set", "--distribute"}

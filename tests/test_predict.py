@@ -87,7 +87,7 @@ def test_a_model_of_mindcvs_zoo_answers(graph_mode, tmp_path):
     root = photos(tmp_path / "photos", {"red": 1, "green": 1}, size=70)
     model = create_model("mindcv/squeezenet1_1", 2).set_train(False)
     recipe = {"name": "zoo", "model": {"name": "mindcv/squeezenet1_1", "input_size": 64}}
-    meta = {"model": {"name": "mindcv/squeezenet1_1"}, "class_names": ["red", "green"], "recipe": recipe}
+    meta = {"model": {"name": "mindcv/squeezenet1_1"}, "class_names": ["red", "green"], "recipe": recipe, "update": 0}
     checkpoint = tmp_path / "zoo.safetensors"
     write_checkpoint(checkpoint, {f"model.{p.name}": p.asnumpy() for p in model.get_parameters()}, meta)
     found = answers(call("predict.py", root, "--ckpt_path", checkpoint, "--json"))
