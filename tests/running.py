@@ -42,11 +42,11 @@ def msrun_words(workers: int, port: int) -> list[object]:
 
 
 def call_msrun(
-    workers: int, logs: Path, script: str, *arguments: object, env: dict[str, str] | None = None
+    workers: int, logs: Path, script: str, *arguments: object, env: dict[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     command = [*msrun_words(workers, free_port()), "--join", "True", "--log_dir", logs, "python", ROOT / script]
     words = [str(c) for c in [*command, *arguments]]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=msrun_env(env))
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=msrun_env(env))
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None:
