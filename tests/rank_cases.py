@@ -48,7 +48,7 @@ def toy_state(recipe, classes: int):
 
     model = Toy()
     optimizer = build.build_optimizer(recipe, model)
-    return State(model, optimizer, new_average(optimizer), LossScale.for_precision(recipe.run.precision))
+    return State(model, optimizer, new_average(model, optimizer), LossScale.for_precision(recipe.run.precision))
 
 
 def train(process: runtime.Runtime, data, *changes: str, before=None, after=None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTransform
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.journal import choose_folder
-from mindcv_crossvit.models.crossvit_config import macs
+from mindcv_crossvit.models.catalog import macs
 from mindcv_crossvit.models.memory import training_memory
 from mindcv_crossvit.plan import make_plan, plan_lines
 from mindcv_crossvit.recipe import Data, Recipe

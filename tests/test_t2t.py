@@ -48,10 +48,11 @@ FEATURES = {f"patch_embed.{i}.attention{k}.w" for i in (0, 1) for k in (1, 2)}
 @pytest.mark.usefixtures("graph_mode")
 def test_random_features_are_in_weights_and_checkpoints_and_not_trained():
     from mindcv_crossvit import build
+    from mindcv_crossvit.data.sources import open_data
     from mindcv_crossvit.plan import make_plan
 
     recipe = load_recipe(TINY, [f"model.{change}" for change in PERFORMER])
-    plan = make_plan(recipe, 1437, 10, 1)
+    plan = make_plan(recipe, open_data(recipe.data), 1)
     state = build.new_state(recipe, plan)
     named = state.named()  # what a checkpoint holds: weights, two moments and an average each
     assert {name for name in named if name.endswith(".w")} == {f"model.{name}" for name in FEATURES}
