@@ -119,7 +119,8 @@ def test_each_implementation_equals_standard(primitive, name):
     for ours, theirs in zip(values_and_gradients(build, name, shapes), reference, strict=True):
         # in float64, standard's class attention is off by 2.2e-5 in the norm's weight, composed's by 7e-6
         atol = 4e-5 if primitive.startswith("norm_class_attention") else 5e-6
-        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=atol)
+        # a sum over tokens that nearly cancels is rounded as its neighbours are, which do not
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=max(atol, 1e-6 * np.abs(theirs).max()))
 
 
 def test_both_scale_pictures():
