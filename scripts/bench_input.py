@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from mindcv_crossvit.data.loader import Batch, Loader
+from mindcv_crossvit.data.pixels import compiled
 from mindcv_crossvit.data.sources import Splits, open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTransform
 from mindcv_crossvit.data.views import EvalView, Job, Order, TrainView, View, eval_jobs, train_jobs
@@ -46,7 +47,10 @@ def main(argv: list[str] | None = None) -> int:
         with Loader(views, arguments.serve) as loader:
             serve(loader.batches("train", endless(views, "train")))
         return 0
-    print(f"{len(data.train):,} training and {len(data.val):,} validation pictures, batches of {arguments.batch}")
+    by = "pixels.cc" if compiled() else "Pillow"
+    print(
+        f"{len(data.train):,} training and {len(data.val):,} validation pictures, batches of {arguments.batch}, by {by}"
+    )
     print(f"{'workers':>8}{'training':>14}{'per CPU s':>12}{'evaluation':>14}{'per CPU s':>12}   pictures per second")
     found = []
     for workers in arguments.workers:
@@ -55,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         found.append({"workers": workers, **row})
         numbers = [row[name][key] for name in views for key in ("per_second", "per_cpu_second")]
         print(f"{workers:8}{numbers[0]:14.1f}{numbers[1]:12.1f}{numbers[2]:14.1f}{numbers[3]:12.1f}", flush=True)
-    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "batch": arguments.batch, "rows": found}))
+    print(json.dumps({"cores": len(os.sched_getaffinity(0)), "batch": arguments.batch, "by": by, "rows": found}))
     return 0
 
 

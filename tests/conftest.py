@@ -24,6 +24,18 @@ def graph_mode() -> None:
     ms.set_device("CPU")
 
 
+@pytest.fixture(params=["compiled", "pillow"])
+def pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Pictures are prepared by pixels.cc, then by Pillow alone."""
+    from mindcv_crossvit.data.pixels import compiled
+
+    monkeypatch.setenv("CROSSVIT_PIXELS", request.param)
+    compiled.cache_clear()
+    assert (compiled() is None) == (request.param == "pillow")
+    yield
+    compiled.cache_clear()
+
+
 @pytest.fixture
 def run_script(tmp_path: Path):
     """Runs a script of the repository as a user does, in a folder of its own: run_script("train.py", "-c", ...)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -20,7 +21,7 @@ def folder(tmp_path_factory):
 def test_every_number_of_workers_has_its_row(folder):
     done = call(SCRIPT, folder, "--workers", 0, 1, "--batch", 4, "--batches", 6)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("12 training and 4 validation pictures, batches of 4")
+    assert done.stdout.startswith("12 training and 4 validation pictures, batches of 4, by pixels.cc\n")
     found = json.loads(done.stdout.splitlines()[-1])
     assert [row["workers"] for row in found["rows"]] == [0, 1] and found["batch"] == 4
     rows = [row[name] for row in found["rows"] for name in ("train", "val")]
@@ -28,6 +29,13 @@ def test_every_number_of_workers_has_its_row(folder):
     # one process alone cannot use more CPU seconds than there are seconds
     alone = found["rows"][0]
     assert all(alone[name]["per_cpu_second"] >= 0.8 * alone[name]["per_second"] for name in ("train", "val"))
+
+
+def test_it_says_when_pillow_does_everything(folder):
+    done = call(
+        SCRIPT, folder, "--workers", 1, "--batch", 4, "--batches", 2, env={**os.environ, "CROSSVIT_PIXELS": "pillow"}
+    )
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["by"] == "Pillow"
 
 
 def test_a_worker_answers_with_times_and_memory(folder):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindcv_crossvit import compile as cpp
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.ops import choose
 from mindcv_crossvit.ops.native import build
@@ -30,20 +31,19 @@ def test_every_kernel_agrees_with_float64(threads):
 
 
 def test_kernels_stay_within_their_memory(tmp_path):
-    library = build.compiled(tmp_path, SANITIZED)
-    sanitizer = subprocess.run([build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    library = cpp.compiled(build.SOURCE, tmp_path, SANITIZED)
+    sanitizer = subprocess.run([cpp.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     done = run(library, LD_PRELOAD=sanitizer.stdout.strip(), ASAN_OPTIONS="detect_leaks=0", OMP_NUM_THREADS="2")
     assert done.stdout == "all kernels agree\n", done.stderr[-3000:]
 
 
-def test_the_sanitizer_would_have_seen_a_write_too_far(tmp_path, monkeypatch):
+def test_the_sanitizer_would_have_seen_a_write_too_far(tmp_path):
     text = build.SOURCE.read_text()
     wrong = tmp_path / "wrong.cc"
     wrong.write_text(text.replace("std::memcpy(row, picture", "row[side] = 0, std::memcpy(row, picture"))
     assert wrong.read_text() != text
-    monkeypatch.setattr(build, "SOURCE", wrong)
-    library = build.compiled(tmp_path, SANITIZED)
-    sanitizer = subprocess.run([build.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    library = cpp.compiled(wrong, tmp_path, SANITIZED)
+    sanitizer = subprocess.run([cpp.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
     done = run(library, LD_PRELOAD=sanitizer.stdout.strip(), ASAN_OPTIONS="detect_leaks=0", OMP_NUM_THREADS="2")
     assert "heap-buffer-overflow" in done.stderr
 
@@ -55,22 +55,23 @@ def test_nothing_shipped_is_made_for_one_processor():
 def test_without_a_compiler_it_says_what_to_use(monkeypatch):
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(UserError, match=r"native needs a C\+\+ compiler .* use run.ops=composed"):
-        build.compiler()
+    build.library.cache_clear()
+    with pytest.raises(UserError, match=r"run.ops: native: a C\+\+ compiler .* use run.ops=composed"):
+        build.library()
 
 
-def test_a_compiler_that_fails_is_quoted(tmp_path, monkeypatch):
-    monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.cc")
-    build.SOURCE.write_text("this is no C++;\n")
-    with pytest.raises(UserError, match=r"could not compile the native kernels \(.*error"):
-        build.compiled(tmp_path / "cache")
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    broken = tmp_path / "broken.cc"
+    broken.write_text("this is no C++;\n")
+    with pytest.raises(UserError, match=r"could not compile broken.cc \(.*error"):
+        cpp.compiled(broken, tmp_path / "cache", build.FLAGS)
     assert not list((tmp_path / "cache").iterdir())
 
 
 def test_kernels_are_compiled_once(tmp_path):
-    first = build.compiled(tmp_path)
+    first = cpp.compiled(build.SOURCE, tmp_path, build.FLAGS)
     written = first.stat().st_mtime_ns
-    assert build.compiled(tmp_path) == first and first.stat().st_mtime_ns == written
+    assert cpp.compiled(build.SOURCE, tmp_path, build.FLAGS) == first and first.stat().st_mtime_ns == written
 
 
 @pytest.mark.parametrize("change", ["gone", "foreign", "other arithmetic"])
@@ -83,7 +84,7 @@ def test_another_mindspore_is_refused(change, tmp_path, monkeypatch):
         symbol = "dnnl_sgemm" if change == "other arithmetic" else "something_else"
         source.write_text(f'extern "C" int {symbol}() {{ return 0; }}\n')
         target = str(package / "lib" / "libdnnl.so.9")
-        subprocess.run([build.compiler(), "-shared", "-fPIC", str(source), "-o", target], check=True)
+        subprocess.run([cpp.compiler(), "-shared", "-fPIC", str(source), "-o", target], check=True)
     monkeypatch.setattr(build, "find_spec", lambda name: type("Spec", (), {"origin": str(package / "__init__.py")}))
     with pytest.raises(UserError, match=r"native was made for another MindSpore: .*; use run.ops=composed"):
         build.sgemm()

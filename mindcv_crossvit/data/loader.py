@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import UserError
 from ..process import die_with_parent
+from . import pixels
 from .images import BadImage
 from .views import Arrays, Job, View
 
@@ -49,6 +50,7 @@ class Loader:
         self._memory = {name: _Memory(view.shapes(), slots) for name, view in views.items()} if workers else {}
         self._pool = None
         if workers:
+            pixels.compiled()  # once, not by every worker
             memory = {
                 name: (block.name, view.shapes())
                 for (name, view), block in zip(views.items(), self._memory.values(), strict=True)

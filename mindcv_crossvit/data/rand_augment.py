@@ -6,6 +6,7 @@ normal(9, 0.5) clipped to [0, 10], 15 operations whose strength increases with t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from functools import cache
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
+
+from .pixels import Colour, moved
 
 MAX_MAGNITUDE = 10.0
 TRANSLATE = 0.45
@@ -85,9 +88,7 @@ def _policy(text: str, values: dict[str, float]) -> Policy:
     )
 
 
-def rand_augment(
-    image: Image.Image, policy: Policy, rng: np.random.Generator, fill: tuple[int, int, int]
-) -> Image.Image:
+def rand_augment(image: Image.Image, policy: Policy, rng: np.random.Generator, fill: Colour) -> Image.Image:
     """Applies the policy's operations to an RGB picture; `fill` is the colour of uncovered pixels.
 
     Geometric operations interpolate bicubically: timm's own default is a coin between bilinear and bicubic, but it
@@ -113,34 +114,30 @@ def draw_magnitude(policy: Policy, rng: np.random.Generator) -> float:
     return max(0.0, min(magnitude, policy.magnitude_max))
 
 
-def apply(
-    name: str,
-    image: Image.Image,
-    level: float,
-    negate: bool,
-    fill: tuple[int, int, int],
-    resample: Image.Resampling = Image.Resampling.BICUBIC,
-) -> Image.Image:
+def apply(name: str, image: Image.Image, level: float, negate: bool, fill: Colour) -> Image.Image:
     """One operation at level = magnitude / 10; `negate` mirrors those that have a sign."""
     signed = -level if negate else level
     if name in _GEOMETRIC:
-        return _GEOMETRIC[name](image, signed, resample, fill)
+        return moved(image, _GEOMETRIC[name](image.size, signed), fill)
     if name in _ENHANCE:
         factor = max(0.1, 1.0 + signed * 0.9) if name.endswith("Increasing") else level * 1.8 + 0.1
         return _ENHANCE[name](image).enhance(factor)
     return _TONE[name](image, level)
 
 
-def _transform(image: Image.Image, matrix: tuple[float, ...], resample: Image.Resampling, fill: tuple[int, int, int]):
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample=resample, fillcolor=fill)
+def _rotation(size: tuple[int, int], degrees: float) -> tuple[float, ...]:
+    """The matrix of Pillow's Image.rotate about the centre; its sines and cosines have 15 digits."""
+    radians, x, y = math.radians(-(degrees % 360.0)), size[0] / 2, size[1] / 2
+    cos, sin = round(math.cos(radians), 15), round(math.sin(radians), 15)
+    return cos, sin, cos * -x + sin * -y + x, -sin, cos, -sin * -x + cos * -y + y
 
 
-_GEOMETRIC: dict[str, Callable[..., Image.Image]] = {
-    "Rotate": lambda im, v, r, fill: im.rotate(v * 30.0, resample=r, fillcolor=fill),
-    "ShearX": lambda im, v, r, fill: _transform(im, (1, v * 0.3, 0, 0, 1, 0), r, fill),
-    "ShearY": lambda im, v, r, fill: _transform(im, (1, 0, 0, v * 0.3, 1, 0), r, fill),
-    "TranslateXRel": lambda im, v, r, fill: _transform(im, (1, 0, v * TRANSLATE * im.size[0], 0, 1, 0), r, fill),
-    "TranslateYRel": lambda im, v, r, fill: _transform(im, (1, 0, 0, 0, 1, v * TRANSLATE * im.size[1]), r, fill),
+_GEOMETRIC: dict[str, Callable[[tuple[int, int], float], tuple[float, ...]]] = {
+    "Rotate": lambda size, v: _rotation(size, v * 30.0),
+    "ShearX": lambda size, v: (1, v * 0.3, 0, 0, 1, 0),
+    "ShearY": lambda size, v: (1, 0, 0, v * 0.3, 1, 0),
+    "TranslateXRel": lambda size, v: (1, 0, v * TRANSLATE * size[0], 0, 1, 0),
+    "TranslateYRel": lambda size, v: (1, 0, 0, 0, 1, v * TRANSLATE * size[1]),
 }
 
 _ENHANCE: dict[str, Callable[..., ImageEnhance.Color]] = {

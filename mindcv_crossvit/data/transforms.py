@@ -11,10 +11,10 @@ from PIL import Image
 
 from ..recipe import Augment
 from .draws import Purpose
+from .pixels import moved, normalised, resized
 from .rand_augment import parse_policy, rand_augment
 
 Draw = Callable[[Purpose], np.random.Generator]
-_BICUBIC = Image.Resampling.BICUBIC
 ERASE_AREA = (0.02, 1 / 3)
 ERASE_LOG_ASPECT = (math.log(0.3), math.log(1 / 0.3))
 
@@ -28,12 +28,11 @@ class Normalise:
 
     def __call__(self, image: Image.Image, out: np.ndarray | None = None) -> np.ndarray:
         """See the class; written into `out` where it is given."""
-        pixels = np.asarray(image).transpose(2, 0, 1)
         scale = np.float32(1) / (np.float32(255) * np.asarray(self.std, np.float32))
         shift = np.asarray(self.mean, np.float32) / np.asarray(self.std, np.float32)
-        out = np.empty(pixels.shape, np.float32) if out is None else out
-        np.multiply(pixels, scale[:, None, None], out=out)
-        return np.subtract(out, shift[:, None, None], out=out)
+        out = np.empty((3, image.height, image.width), np.float32) if out is None else out
+        normalised(image, scale, shift, out)
+        return out
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class TrainTransform:
         a, size = self.augment, (self.size, self.size)
         if a.crop == "resized":
             box = resized_crop_box(image.size, a.crop_scale, a.crop_ratio, draw(Purpose.CROP))
-            return image.crop(box).resize(size, _BICUBIC)
+            return resized(image, box, size)
         if image.size != size:
-            image = image.resize(size, _BICUBIC)
+            image = resized(image, (0, 0, *image.size), size)
         return padded_crop(image, 4, draw(Purpose.CROP)) if a.crop == "padded" else image
 
     def _affine(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -79,7 +78,7 @@ class TrainTransform:
         # output pixel (x, y) takes the input at R (p - centre - shift) + centre
         matrix = (cos, sin, centre - cos * (centre + dx) - sin * (centre + dy))
         matrix += (-sin, cos, centre + sin * (centre + dx) - cos * (centre + dy))
-        return image.transform(image.size, Image.Transform.AFFINE, matrix, _BICUBIC, fillcolor=self.augment.fill)
+        return moved(image, matrix, self.augment.fill)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def resize_shorter(image: Image.Image, side: int) -> Image.Image:
     if min(w, h) == side:
         return image
     size = (side, int(side * h / w)) if w <= h else (int(side * w / h), side)
-    return image.resize(size, _BICUBIC)
+    return resized(image, (0, 0, w, h), size)
 
 
 def centre_crop(image: Image.Image, side: int) -> Image.Image:

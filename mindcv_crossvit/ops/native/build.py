@@ -1,25 +1,20 @@
-"""Compiles kernels.cc once per machine and compiler, and gives it MindSpore's own matrix product. Without MindSpore's
-Python: what is missing is said before anything starts."""
+"""Compiles kernels.cc and gives it MindSpore's own matrix product. Without MindSpore's Python: what is missing is said
+before anything starts."""
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import tempfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from ... import compile as cpp
 from ...errors import UserError
 
 SOURCE = Path(__file__).with_name("kernels.cc")
-FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math")
-"""No -march: the loops are compiled for several processors, and the one at hand is chosen when they are loaded."""
+FLAGS = (*cpp.FLAGS, "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _ELSE = "use run.ops=composed, which needs none"
 
 
@@ -30,45 +25,15 @@ def library() -> Path:
     Raises UserError where there is no C++ compiler, it fails, or MindSpore has no matrix product that gives the right
     numbers.
     """
-    path = compiled(cache_folder())
+    try:
+        path = cpp.compiled(SOURCE, cpp.cache_folder(), FLAGS)
+    except UserError as error:
+        raise UserError(f"run.ops: native: {error}; {_ELSE}") from error
     kernels = ctypes.CDLL(str(path))
     product = sgemm()
     kernels.crossvit_bind.argtypes = [ctypes.c_void_p]
     kernels.crossvit_bind(ctypes.cast(product, ctypes.c_void_p))
     return path
-
-
-def compiler() -> str:
-    """The C++ compiler: $CXX, or c++ or g++. Raises UserError when there is none."""
-    for name in (os.environ.get("CXX"), "c++", "g++"):
-        found = shutil.which(name) if name else None
-        if found:
-            return found
-    raise UserError(f"run.ops: native needs a C++ compiler (g++), and there is none here; {_ELSE}")
-
-
-def cache_folder() -> Path:
-    """Where compiled kernels are kept: mindcv_crossvit in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mindcv_crossvit"
-
-
-def compiled(folder: Path, flags: tuple[str, ...] = FLAGS) -> Path:
-    """The kernels in `folder`, compiled if they are not there yet. Raises UserError with the compiler's first error."""
-    command = compiler()
-    version = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
-    key = hashlib.blake2b("\n".join([version, *flags]).encode() + SOURCE.read_bytes(), digest_size=8).hexdigest()
-    target = folder / f"kernels-{key}.so"
-    if target.is_file():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:  # ranks may compile at the same time; the last one wins
-        fresh = Path(work) / target.name
-        done = subprocess.run([command, *flags, str(SOURCE), "-o", str(fresh)], capture_output=True, text=True)
-        if done.returncode:
-            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr[:200])
-            raise UserError(f"run.ops: {command} could not compile the native kernels ({first.strip()}); {_ELSE}")
-        os.replace(fresh, target)
-    return target
 
 
 def sgemm():
