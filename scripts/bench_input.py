@@ -33,6 +33,7 @@ from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import load_recipe
 
 STARTED = time.perf_counter()
+CLOCK = 1 / os.sysconf("SC_CLK_TCK")  # seconds in which CPU time is counted
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -116,7 +117,7 @@ def measure(loader: Loader, name: str, jobs: Iterator[Job], arguments: argparse.
     pictures = sum(len(next(batches).job.indices) for _ in range(arguments.batches))
     seconds, cpu = time.perf_counter() - begun, cpu_seconds() - cpu
     batches.close()  # type: ignore[attr-defined]
-    return {"per_second": pictures / seconds, "per_cpu_second": pictures / cpu}
+    return {"per_second": pictures / seconds, "per_cpu_second": pictures / max(cpu, CLOCK)}
 
 
 def cpu_seconds() -> float:

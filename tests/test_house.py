@@ -23,6 +23,7 @@ ROOMS = [
     "presence",
     "process",
     "errors",
+    "compile",
     "job",
     "verdict",
     "supervisor",
@@ -52,6 +53,7 @@ ROOMS += [
 ]
 # Named before their room: they import nothing of it.
 EARLY = {
+    "data.pixels": "settings",
     "data.rand_augment": "settings",
     "models.cabvit_config": "settings",
     "models.checks": "settings",
