@@ -198,7 +198,9 @@ class Run:
     seed: int = setting(0, "of weights, order, augmentation and drop path", at_least=0, below=2**31)
     output: str | None = setting(None, "run folder (--output); null: runs/NAME, with a number if taken")
     device: str = setting("auto", "auto takes Ascend where there is one", choices=("auto", "CPU", "Ascend"))
-    ops: str = setting("auto", "implementation of the primitives", choices=("auto", "standard", "composed", "native"))
+    ops: str = setting(
+        "auto", "implementation of the primitives", choices=("auto", "standard", "fused", "composed", "native")
+    )
     precision: str = setting(
         "O0", "what is float16, O0 nothing to O3 all but norms, softmax and loss", choices=PRECISIONS
     )

@@ -176,6 +176,13 @@ def _contradictions(recipe: Recipe) -> list[str]:
             f"schedule.warmup_epochs: expected at most schedule.epochs ({recipe.schedule.epochs}),"
             f" got {recipe.schedule.warmup_epochs:g}"
         )
+    run = recipe.run
+    if run.ops == "native" and run.precision != "O0":
+        found.append(f"run.ops: native operators are float32 only: expected run.precision O0, got {run.precision}")
+    if run.ops == "fused" and run.device == "CPU":
+        found.append(
+            "run.ops: fused operators are an Ascend card's: expected auto, composed, native or standard on a CPU"
+        )
     name = recipe.name
     if name in ("", ".", "..") or any(c in name for c in "/\\") or not name.isprintable() or len(name.encode()) > 200:
         found.append(f"name: expected a plain name without slashes, of at most 200 bytes, got {name!r}")

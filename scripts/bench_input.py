@@ -6,7 +6,7 @@
 The pictures are prepared as the recipe says, RandAugment, erasing and mixing included, by the loader that training
 uses. FOLDER is anything a recipe reads: class folders, train/ and val/, or a pack. CPU seconds are those of the workers
 and of this process. The last line is JSON. On a machine with other work only pictures per CPU second mean something.
---serve answers each line `N` on standard input with the seconds of N training batches and the peak memory in MB.
+--serve WORKERS makes it a worker that others may ask in turn for training batches, see worker.py.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -23,7 +22,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from mindcv_crossvit.data.loader import Batch, Loader
+from worker import serve
+
+from mindcv_crossvit.data.loader import Loader
 from mindcv_crossvit.data.pixels import compiled
 from mindcv_crossvit.data.sources import Splits, open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTransform
@@ -46,7 +47,9 @@ def main(argv: list[str] | None = None) -> int:
     views = make_views(recipe, data, arguments.batch)
     if arguments.serve is not None:
         with Loader(views, arguments.serve) as loader:
-            serve(loader.batches("train", endless(views, "train")))
+            batches = loader.batches("train", endless(views, "train"))
+            next(batches)
+            serve(lambda: next(batches), time.perf_counter() - STARTED)
         return 0
     by = "pixels.cc" if compiled() else "Pillow"
     print(
@@ -127,21 +130,6 @@ def cpu_seconds() -> float:
     pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
     times = [Process(pid).cpu_times() for pid in pids if pid is not None]
     return sum(t.user + t.system for t in times)
-
-
-def serve(batches: Iterator[Batch]) -> None:
-    """Prepares, says `ready SECONDS`, then answers each line `N` with N times and the peak memory; ends at `q`."""
-    next(batches)
-    print(f"ready {time.perf_counter() - STARTED:.2f}", flush=True)
-    for line in sys.stdin:
-        if line.strip() == "q":
-            return
-        seconds = []
-        for _ in range(int(line)):
-            begun = time.perf_counter()
-            next(batches)
-            seconds.append(f"{time.perf_counter() - begun:.6f}")
-        print(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, flush=True)
 
 
 if __name__ == "__main__":

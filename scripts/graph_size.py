@@ -1,10 +1,12 @@
 """Counts the kernels of a compiled training step, ours beside MindCV's, as an Ascend card would be given it.
 
-python scripts/graph_size.py crossvit_9 crossvit_15 crossvit_18
+python scripts/graph_size.py crossvit_9 crossvit_15 crossvit_18 [--precision O2]
 
-The step is compiled on the CPU with MindSpore's own operators (`--ops standard`), batch 2, float32; a card's compiler
-fuses some kernels and adds format changes of its own, which cannot be seen here. Both models go through the same step,
-so what differs is the model. Operators that compute nothing (reshapes, tuples, the order of updates) are not counted.
+Counted is the graph that MindSpore's front end hands to a backend, batch 2, after its own optimisations: what a CPU
+lacks and takes apart again is still whole in it. It may end there: operators of a card (`--ops fused`, which a card
+gets) cannot be run on a CPU. A card's compiler fuses some kernels and adds format changes of its own, which cannot be
+seen here. Both models go through the same step, so what differs is the model. Operators that compute nothing (reshapes,
+tuples, the order of updates) are not counted.
 """
 
 import argparse
@@ -19,11 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from mindcv_crossvit.ops import NAMES, PRECISIONS
+
 BATCH = 2
-NOTHING = {"Reshape", "ExpandDims", "TupleGetItem", "MakeTuple", "UpdateState", "Load", "Depend", "Return", "Switch"}
-MOVES = {"Transpose", "Concat", "StridedSlice", "StridedSliceGrad", "Slice", "Split", "Tile", "BroadcastTo", "Cast"}
+NOTHING = {"Reshape", "ExpandDims", "TupleGetItem", "MakeTuple", "make_list", "UpdateState", "Load", "Depend", "Return"}
+NOTHING |= {"Switch", "Partial"}
+MOVES = {"Transpose", "Concat", "StridedSlice", "StridedSliceGrad", "Slice", "Split", "SplitWithSize", "Stack"}
+MOVES |= {"Unstack", "Tile", "BroadcastTo", "Cast"}
 _NODE = re.compile(r"^\s+%\d+\([^)]*\) = (?:PrimFunc_)?(\w+)\(")
-_SHAPE = re.compile(r"Tensor\[(\w+?)(\d+)\], \(([\d, ]*)\)")
+_BITS = re.compile(r"Tensor\[[A-Za-z]+(\d+)\]")
+_SHAPE = re.compile(r"\((\d[\d, ]*)\)")
 
 
 @dataclass(frozen=True)
@@ -52,22 +61,29 @@ def size_of(text: str) -> Size:
 
 
 def output_bytes(line: str) -> int:
-    """Bytes of a node's output, from the line below it: `: (inputs) -> (output)`."""
-    found = _SHAPE.search(line.rpartition(" -> ")[2])
-    if not found:
-        return 0
-    return int(found[2]) // 8 * math.prod(int(n) for n in found[3].split(",") if n.strip())
+    """Bytes of a node's outputs, from the line below it: `: (inputs) -> (outputs)`."""
+    outputs = line.rpartition(" -> ")[2]
+    bits = _BITS.search(outputs)
+    numbers = sum(math.prod(int(n) for n in shape.split(",") if n.strip()) for shape in _SHAPE.findall(outputs))
+    return int(bits[1]) // 8 * numbers if bits else 0
 
 
-def compiled(model: str, ops: str) -> str:
-    """The training step's graph as it is run, in MindSpore's own notation."""
+def compiled(command: list[str]) -> str:
+    """The largest graph that a program compiles, in MindSpore's own notation. RuntimeError when it makes none."""
     with tempfile.TemporaryDirectory() as folder:
-        say = {**os.environ, "MS_DEV_SAVE_GRAPHS": "1", "MS_DEV_SAVE_GRAPHS_PATH": folder}
-        command = [sys.executable, str(ROOT / "scripts" / "bench_model.py"), model, str(BATCH), "train", "--serve"]
-        command += [] if model.startswith("mindcv/") else ["--ops", ops]
-        subprocess.run(command, env=say, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=True)
-        graphs = list(Path(folder).rglob("graph_build_*.ir"))
+        say = {**os.environ, "MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": folder}
+        done = subprocess.run(command, env=say, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        graphs = list(Path(folder).rglob("*_backend_pass_*.ir"))
+        if not graphs:
+            raise RuntimeError(f"nothing was compiled: {done.stderr[-500:]}")
         return max((path.read_text() for path in graphs), key=len)
+
+
+def measure(model: str, ops: str = "fused", precision: str = "O0") -> Size:
+    """The size of a model's training step."""
+    step = [sys.executable, str(ROOT / "scripts" / "bench_model.py"), model, str(BATCH), "train", "--serve"]
+    step += ["--precision", precision, *([] if model.startswith("mindcv/") else ["--ops", ops])]
+    return size_of(compiled(step))
 
 
 def row(name: str, size: Size) -> str:
@@ -80,13 +96,14 @@ def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description="Count the kernels of a training step.", allow_abbrev=False)
     parser.add_argument("models", nargs="+", metavar="MODEL")
-    parser.add_argument("--ops", default="standard")
+    parser.add_argument("--ops", choices=NAMES, default="fused")
+    parser.add_argument("--precision", choices=PRECISIONS, default="O0")
     arguments = parser.parse_args()
     print("| model | kernels | without the optimizer | transposes | moved by copies, batch 2 |")
     print("|---|--:|--:|--:|--:|")
     for model in arguments.models:
         for name in (model, f"mindcv/{model}"):
-            print(row(name, size_of(compiled(name, arguments.ops))), flush=True)
+            print(row(name, measure(name, arguments.ops, arguments.precision)), flush=True)
 
 
 if __name__ == "__main__":

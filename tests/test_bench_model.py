@@ -8,6 +8,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+sys.path.insert(0, str(ROOT / "scripts"))
+
 SMALL = [
     "crossvit_9",
     "2",
@@ -48,3 +50,26 @@ def test_the_protocol(tmp_path):
         worker.stdin.write("q\n")
         worker.stdin.flush()
         assert worker.wait(60) == 0
+
+
+COUNTED = """import mindspore as ms, numpy as np
+from mindspore import nn, ops
+ms.set_context(mode=ms.GRAPH_MODE)
+class Net(nn.Cell):
+    def construct(self, x):
+        a, b = ops.split(ops.transpose(x, (1, 0)), 2)
+        return ops.matmul(a.reshape(2, 6), b.reshape(6, 2)) + 1
+Net()(ms.Tensor(np.ones((6, 4), np.float32)))
+"""
+
+
+def test_a_graph_is_counted(tmp_path):
+    import graph_size
+
+    program = tmp_path / "program.py"
+    program.write_text(COUNTED)
+    size = graph_size.size_of(graph_size.compiled([sys.executable, str(program)]))
+    # transpose, split, product and sum compute or move; the first two read and write 24 numbers each
+    assert size == graph_size.Size(kernels=4, optimizer=0, transposes=1, moved=2 * 2 * 24 * 4 / 1e6)
+    with pytest.raises(RuntimeError, match=r"nothing was compiled: .*no such thing"):
+        graph_size.compiled([sys.executable, "-c", "raise SystemExit('no such thing')"])

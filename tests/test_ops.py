@@ -227,10 +227,10 @@ def test_bicubic_resize_is_pytorchs():
 def test_unknown_ops_are_refused():
     from mindcv_crossvit.ops import choose
 
-    with pytest.raises(ValueError, match="known are auto, standard, composed"):
-        choose("fused")
+    with pytest.raises(ValueError, match="known are auto, standard, fused, composed"):
+        choose("quick")
     assert choose("auto", "CPU").name == "composed"
-    assert choose("auto", "Ascend").name == "standard"
+    assert choose("auto", "Ascend").name == "fused"
 
 
 def stand_in(query, key, value, head_num, scalar_value=1.0, input_layout="BSH"):
@@ -239,17 +239,19 @@ def stand_in(query, key, value, head_num, scalar_value=1.0, input_layout="BSH"):
 
     batch, length, width = query.shape
     heads = [
-        t.astype("float32").reshape(batch, length, head_num, -1).transpose(0, 2, 1, 3) for t in (query, key, value)
+        t.astype("float32").reshape(batch, t.shape[1], head_num, -1).transpose(0, 2, 1, 3) for t in (query, key, value)
     ]
     share = ops.softmax(ops.matmul(heads[0], heads[1].transpose(0, 1, 3, 2)) * scalar_value, -1)
     return ops.matmul(share, heads[2]).transpose(0, 2, 1, 3).reshape(batch, length, width).astype(query.dtype)
 
 
-def test_the_fused_attention_of_a_card_is_asked_for_what_plain_attention_gives(monkeypatch):
+@pytest.fixture
+def card(monkeypatch):
+    """The operators of a card with stand-ins; what fused attention was asked for is collected."""
     import mindspore as ms
-    from mindspore import Tensor
+    from mindspore import ops
 
-    from mindcv_crossvit.ops import choose, flash
+    from mindcv_crossvit.ops import fused
 
     asked = []
 
@@ -257,23 +259,63 @@ def test_the_fused_attention_of_a_card_is_asked_for_what_plain_attention_gives(m
         asked.append(options)
         return stand_in(*inputs, **options)
 
-    monkeypatch.setattr(flash, "score", score)
-    fused = choose("auto", "Ascend", "O2").attention(5, 2)
-    assert isinstance(fused, flash.FlashAttention)
-    qkv = Tensor(rules.u("qkv", (10, 96)).astype(np.float16))
+    monkeypatch.setattr(fused, "score", score)
+    monkeypatch.setattr(fused, "exact_gelu", lambda x, approximate: ops.gelu(x, approximate=approximate))
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    try:
-        np.testing.assert_allclose(fused(qkv).asnumpy(), fused.plain(qkv).asnumpy(), rtol=0, atol=1e-3)
-        assert asked == [{"scalar_value": 0.25, "input_layout": "BSH"}]
-        fused(Tensor(rules.u("qkv", (10, 24)).astype(np.float16)))  # heads of 4
-        fused(qkv.astype(ms.float32))
-        assert len(asked) == 1
-    finally:
-        ms.set_context(mode=ms.GRAPH_MODE)
+    yield asked
+    ms.set_context(mode=ms.GRAPH_MODE)
 
 
-def test_only_a_card_in_half_precision_gets_the_fused_attention():
+def test_the_fused_attention_of_a_card_is_asked_for_what_plain_attention_gives(card):
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose, fused
+
+    attend = choose("auto", "Ascend", "O2").attention(5, 2)
+    assert isinstance(attend, fused.FusedAttention)
+    qkv = Tensor(rules.u("qkv", (10, 96)).astype(np.float16))
+    np.testing.assert_allclose(attend(qkv).asnumpy(), attend.plain(qkv).asnumpy(), rtol=0, atol=1e-3)
+    assert card == [{"scalar_value": 0.25, "input_layout": "BSH"}]
+    attend(Tensor(rules.u("qkv", (10, 24)).astype(np.float16)))  # heads of 4
+    attend(qkv.astype(ms.float32))
+    assert len(card) == 1
+
+
+SHAPES = [(2, 32), (10, 32), (10, 32)]
+
+
+def test_the_fused_class_attention_of_a_card_is_asked_for_the_same(card):
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose
+
+    attend = choose("fused", precision="O3").class_attention(5, 2)
+    inputs = [Tensor(rules.u(name, shape).astype(np.float16)) for name, shape in zip("qkv", SHAPES, strict=True)]
+    np.testing.assert_allclose(attend(*inputs).asnumpy(), attend.plain(*inputs).asnumpy(), rtol=0, atol=1e-3)
+    assert card == [{"scalar_value": 0.25, "input_layout": "BSH"}]
+    attend(*(t.astype(ms.float32) for t in inputs))
+    assert len(card) == 1
+
+
+def test_the_other_fused_operators_of_a_card_are_the_standard_ones_in_one_piece(card):
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops import choose
+
+    x = Tensor(rules.u("x", (5, 6)).astype(np.float32))
+    weights = [Tensor(rules.u(f"w{k}", s).astype(np.float32)) for k, s in enumerate(PRIMITIVES["norm_mlp"][1][1:])]
+    for form in ("none", "tanh"):
+        one, several = choose("fused").with_gelu(form), choose("standard").with_gelu(form)
+        np.testing.assert_array_equal(one.gelu()(x).asnumpy(), several.gelu()(x).asnumpy())
+        mine, theirs = (op.norm_mlp(1e-5)(x, *weights).asnumpy() for op in (one, several))
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_only_a_card_gets_fused_operators():
     from mindcv_crossvit.ops import choose, standard
 
-    for device, precision in (("Ascend", "O0"), ("Ascend", "O1"), ("CPU", "O2")):
-        assert choose("standard", device, precision).attention is standard.Attention
+    for device in ("Ascend", "CPU"):
+        assert choose("standard", device, "O2").attention is standard.Attention
+    assert choose("auto", "CPU", "O2").name == "composed"

@@ -1,6 +1,7 @@
 """The few primitives every model is written in, in named implementations, chosen once.
 
-    standard   MindSpore's own fused operators: the Ascend path, and the reference
+    standard   MindSpore's own operators, on any device: the reference
+    fused      the same with single operators of Ascend cards where there are some; not run on Ascend
     composed   compositions of fast MindSpore CPU operators with gradients of their own
     native     C++ kernels for the CPU, compiled on first use where there is a compiler; float32 only
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache, partial
 from typing import Any
 
-NAMES = ("standard", "composed", "native")
+NAMES = ("standard", "fused", "composed", "native")
 PRECISIONS = ("O0", "O1", "O2", "O3")
 
 
@@ -109,7 +110,7 @@ class Ops:
 
 
 def choose(name: str = "auto", device: str | None = None, precision: str = "O0", ranks: int = 1) -> Ops:
-    """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and standard elsewhere.
+    """The implementation for a device ("CPU", "Ascend"); "auto" takes composed on a CPU and fused elsewhere.
 
     Raises ValueError for an unknown name or precision, and for native operators in half precision; UserError where
     these cannot be compiled.
@@ -121,7 +122,7 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0",
 
         device = device_target()
     if name == "auto":
-        name = "composed" if device == "CPU" else "standard"
+        name = "composed" if device == "CPU" else "fused"
     if name not in NAMES:
         raise ValueError(f"unknown ops {name!r}; known are auto, {', '.join(NAMES)}")
     if name == "composed":
@@ -134,10 +135,10 @@ def choose(name: str = "auto", device: str | None = None, precision: str = "O0",
         from .native import NATIVE
 
         return replace(NATIVE, ranks=ranks)
+    if name == "fused":
+        from .fused import FUSED
+
+        return replace(FUSED, precision=precision, ranks=ranks)
     from .standard import STANDARD
 
-    if device == "Ascend" and precision in ("O2", "O3"):  # queries are half precision: see flash.takes
-        from .flash import FlashAttention
-
-        return replace(STANDARD, attention=FlashAttention, precision=precision, ranks=ranks)
     return replace(STANDARD, precision=precision, ranks=ranks)

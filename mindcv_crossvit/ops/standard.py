@@ -13,6 +13,7 @@ from ..models.crossformer_groups import Groups, group_tokens
 from ..runtime import all_reduce
 from . import Ops
 
+_product, _product_t = ops.BatchMatMul(), ops.BatchMatMul(transpose_b=True)
 MASKED = -3e4
 """Added to a score it makes its softmax exactly 0; float16 holds it."""
 
@@ -82,10 +83,9 @@ class Attention(nn.Cell):
 
     def plain(self, qkv_t3c):
         """By products and a softmax, at any precision and head width."""
-        width = qkv_t3c.shape[1] // 3
-        head_dim = width // self.heads
-        qkv = ops.transpose(qkv_t3c.reshape(-1, self.tokens, 3, self.heads, head_dim), (2, 0, 3, 1, 4))
-        q_bhnd, k_bhnd, v_bhnd = qkv[0], qkv[1], qkv[2]
+        width, h = qkv_t3c.shape[1] // 3, self.heads
+        qkv = ops.transpose(qkv_t3c.reshape(-1, self.tokens, 3 * h, width // h), (0, 2, 1, 3))
+        q_bhnd, k_bhnd, v_bhnd = ops.split(qkv, h, 1)  # its gradient is one Concat
         out_bhnd = _attend(q_bhnd, k_bhnd, v_bhnd)
         return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(-1, width)
 
@@ -98,6 +98,10 @@ class ClassAttention(nn.Cell):
         self.tokens, self.heads = tokens, heads
 
     def construct(self, q_bc, k_tc, v_tc):
+        return self.plain(q_bc, k_tc, v_tc)
+
+    def plain(self, q_bc, k_tc, v_tc):
+        """By products and a softmax, at any precision and head width."""
         width = q_bc.shape[1]
         head_dim = width // self.heads
         q_bh1d = q_bc.reshape(-1, self.heads, 1, head_dim)
@@ -120,8 +124,8 @@ class NormClassAttention(nn.Cell):
 
 
 def _attend(q, k, v):
-    scores = ops.matmul(q * (q.shape[-1] ** -0.5), ops.transpose(k, (0, 1, 3, 2)))
-    return ops.matmul(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
+    scores = _product_t(q * (q.shape[-1] ** -0.5), k)
+    return _product(ops.softmax(scores.astype(ms.float32), axis=-1).astype(v.dtype), v)
 
 
 class BiasedAttention(nn.Cell):
@@ -135,14 +139,14 @@ class BiasedAttention(nn.Cell):
         h, width = self.heads, q_bnc.shape[2]
         head_dim = width // h
         q_bhnd = ops.transpose(q_bnc.reshape(-1, q_bnc.shape[1], h, head_dim), (0, 2, 1, 3))
-        k_bhdm = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 3, 1))
+        k_bhmd = ops.transpose(k_bmc.reshape(-1, k_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
         v_bhmd = ops.transpose(v_bmc.reshape(-1, v_bmc.shape[1], h, head_dim), (0, 2, 1, 3))
-        scores = ops.matmul(q_bhnd * head_dim**-0.5, k_bhdm).astype(ms.float32) + bias_hnm
+        scores = _product_t(q_bhnd * head_dim**-0.5, k_bhmd).astype(ms.float32) + bias_hnm
         if mask_wnm is not None:
             shape = scores.shape
             scores = scores.reshape(-1, mask_wnm.shape[0], *shape[1:]) + mask_wnm.expand_dims(1)
             scores = scores.reshape(shape)
-        out_bhnd = ops.matmul(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
+        out_bhnd = _product(ops.softmax(scores, axis=-1).astype(v_bmc.dtype), v_bhmd)
         return ops.transpose(out_bhnd, (0, 2, 1, 3)).reshape(q_bnc.shape)
 
 
