@@ -74,10 +74,13 @@ def test_every_number_of_the_papers_plan(plan):
 
 @pytest.mark.parametrize("rule", TENSORS)
 def test_the_decayed_tensors_are_counted_by_rule(plan, rule):
-    said = plan("--set", f"optimizer.no_decay={rule}")
+    said = plan("--set", f"optimizer.no_decay={rule}", "--set", "schedule.warmup_epochs=10")
     decayed, others = TENSORS[rule]
     assert said["decay"] == [f"{decayed} tensors decayed by 0.05, {others} not"]
-    assert ("changed" in said) == (rule == "timm") and "traffic" not in said
+    assert "traffic" not in said and said["changed"][-1].startswith(
+        "schedule.warmup_epochs is 10.0 instead of the recipe"
+    )
+    assert said["changed"][-1].endswith("(facebookresearch/deit#63)") and len(said["changed"]) == 1 + (rule == "timm")
 
 
 def test_the_memory_follows_from_the_recipe(plan):
