@@ -24,7 +24,7 @@ TRANSFERS = {
 }
 TRANSFERRED = ("crossvit_15", "crossvit_18")
 """The paper's transfer results: their recipe by kind of source and number of classes, one for both models."""
-PAPER = {("batch.global_batch", 4096), ("schedule.warmup_epochs", 30.0)}
+PAPER = (("batch.global_batch", 4096), ("schedule.warmup_epochs", 30.0))
 COST = "; CrossViT's first author lost about 3 points with batch 512 or 10 warm-up epochs (facebookresearch/deit#63)"
 Difference = tuple[str, Any, Any]
 """A key, and its value before and after, as they would stand in YAML."""

@@ -34,7 +34,10 @@ def copy(folder, *pairs: tuple[str, str], of=NINE):
 
 def test_the_papers_recipe_is_left_aloud_with_what_it_is_known_to_cost(tmp_path):
     assert said(NINE) == []
-    assert said(NINE, "batch.global_batch=512", "schedule.warmup_epochs=10", "run.precision=O3") == [
+    assert said(
+        NINE, "batch.global_batch=512", "augment.crop_scale=[0.1, 1]", "schedule.warmup_epochs=10", "run.precision=O3"
+    ) == [
+        "changed augment.crop_scale is [0.1, 1.0] instead of the recipe's [0.08, 1.0]",
         f"changed batch.global_batch is 512 instead of the recipe's 4096{COST}",
         "changed run.precision is O3 instead of the recipe's O0",
         f"changed schedule.warmup_epochs is 10.0 instead of the recipe's 30.0{COST}",
