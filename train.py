@@ -9,10 +9,10 @@ Only the plan:     python train.py --config configs/crossvit_15_ascend.yaml --da
 from mindcv_crossvit import cli, presence, runtime
 from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
+from mindcv_crossvit.departures import departures
 from mindcv_crossvit.errors import DIVERGED, NOT_SAVED, STOPPED, run_main
 from mindcv_crossvit.journal import Journal, choose_folder
 from mindcv_crossvit.plan import make_plan, plan_lines
-from mindcv_crossvit.recipe_file import departures
 from mindcv_crossvit.training.start import check_fits, check_initial, find_checkpoint, read_initial
 
 
@@ -24,7 +24,7 @@ def main() -> int:
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
-    changed = departures(arguments.config, recipe)
+    changed = departures(arguments.config, recipe, len(data.class_names))
     folder = choose_folder(recipe, resume=arguments.resume is not None)
     presence.mark(folder=str(folder))
     resumed = find_checkpoint(recipe, folder, arguments.resume)
@@ -47,8 +47,7 @@ def main() -> int:
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
     state = build.new_state(recipe, plan)
     lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
-    lines += [("from data", text) for text in adapted]
-    lines += [("changed", text) for text in changed]
+    lines += [("from data", text) for text in adapted] + changed
     for topic, text in lines:
         journal.say(f"{topic:<9} {text}")
     if arguments.dry_run:

@@ -16,7 +16,7 @@ from .errors import UserError
 from .evaluation import Score
 from .journal import Journal, manifest, versions
 from .models import catalog
-from .models.memory import training_memory
+from .models.memory import Load, training_memory
 from .models.registry import create_model
 from .plan import Plan, all_reduce_bytes
 from .process import StopRequest
@@ -187,16 +187,27 @@ def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str
 
 
 def _memory(recipe: Recipe, plan: Plan, state: State, trained: int) -> str:
-    held, on_cpu = sum(p.size for p in state.parameters()), device_target() == "CPU"
-    accumulates = plan.accumulation > 1
-    need = training_memory(recipe.model.config(), plan.per_device, held, trained, accumulates, on_cpu)
-    parts = [f"{need.state / 1e9:.2f} GB weights, gradients and moments"]
-    if need.activations is not None:
-        parts.append(f"{need.activations / 1e9:.2f} GB activations of {plan.per_device} pictures")
+    held, accumulates = sum(p.size for p in state.parameters()), plan.accumulation > 1
+    tensors = len(list(state.model.get_parameters()))
+    load = Load(plan.per_device, recipe.evaluate.batch, tensors, held, trained, accumulates)
+    on_cpu = device_target() == "CPU"
+    need = training_memory(recipe.model.config(), load, on_cpu)
+    kinds = [
+        "weights",
+        "gradients",
+        "moments",
+        *["moving average"] * bool(state.ema),
+        *["sums of gradients"] * accumulates,
+    ]
+    parts = [f"{need.state / 1e9:.2f} GB {', '.join(kinds)}"]
+    if need.step is not None and need.evaluation is not None:
+        step = f"{need.step / 1e9:.2f} GB activations of {load.pictures} pictures in a step"
+        evaluation = f"{need.evaluation / 1e9:.2f} GB of {load.evaluated} in an evaluation"
+        parts.append(f"the larger of {step} and {evaluation}")
     if on_cpu:
-        parts.append(f"{need.program / 1e9:.2f} GB MindSpore and the compiled graph")
-    words = "" if need.activations is not None else "; activations of MindCV's models are not counted"
-    return f"{need.total / 1e9:.2f} GB per device: {', '.join(parts)}{words}"
+        parts.append(f"{need.program / 1e9:.2f} GB MindSpore and the compiled graphs")
+    words = "" if need.step is not None else "; activations of MindCV's models are not counted"
+    return f"{need.total / 1e9:.2f} GB per device: {'; '.join(parts)}{words}"
 
 
 def _traffic(count: int, world: int) -> str:

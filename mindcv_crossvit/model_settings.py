@@ -22,7 +22,9 @@ class Model:
 
     name: str = field(metadata=meaning("a model of the suite (crossvit_15), or mindcv/NAME"))
     drop_path_rate: float = setting(0.0, "stochastic depth, linear over depth", at_least=0, below=1)
-    num_classes: int | None = setting(None, "classes; null takes them from the data", at_least=1, at_most=MANY)
+    num_classes: int | None = setting(
+        None, "classes; null takes them from the data", at_least=1, at_most=MANY, machine=True
+    )
 
     def overrides(self) -> dict[str, Any]:
         """The family's own settings that differ from their defaults: arguments of the official constructor."""

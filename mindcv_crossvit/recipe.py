@@ -18,7 +18,7 @@ class Data:
     """Where pictures come from."""
 
     source: str = setting("folder", "kind of data set", choices=("folder", "cifar10", "cifar100", "digits"))
-    dir: str | None = setting(None, "folder or pack of the data set (--data_dir)")
+    dir: str | None = setting(None, "folder or pack of the data set (--data_dir)", machine=True)
     val_fraction: float | None = setting(
         None, "share held out for validation when a folder has no train/ and val/", above=0, below=1
     )
@@ -29,9 +29,13 @@ class Data:
     )
     std: tuple[float, float, float] = setting(IMAGENET_STD, "then divided by", at_least=1e-4, at_most=100)
     workers: int = setting(
-        2, "processes that prepare batches, per device; 0 prepares in the training process", at_least=0, at_most=1000
+        2,
+        "processes that prepare batches, per device; 0 prepares in the training process",
+        at_least=0,
+        at_most=1000,
+        machine=True,
     )
-    prefetch: int = setting(2, "batches prepared ahead, per worker", at_least=1, at_most=1000)
+    prefetch: int = setting(2, "batches prepared ahead, per worker", at_least=1, at_most=1000, machine=True)
     bad_images: str = setting("stop", "what to do with a picture that cannot be read", choices=("stop", "skip"))
 
 
@@ -99,7 +103,11 @@ class Batch:
         at_most=MANY,
     )
     largest_per_device: int = setting(
-        256, "pictures a device holds at once; lower it when memory runs out", at_least=1, at_most=MANY
+        256,
+        "pictures a device holds at once; lower it when memory runs out",
+        at_least=1,
+        at_most=MANY,
+        machine=True,
     )
 
 
@@ -170,8 +178,10 @@ class Schedule:
 class Evaluate:
     """Validation while training and by validate.py."""
 
-    every_epochs: int = setting(1, "epochs between validations; the last epoch is always validated", at_least=1)
-    batch: int = setting(64, "pictures per device and step", at_least=1, at_most=MANY)
+    every_epochs: int = setting(
+        1, "epochs between validations; the last epoch is always validated", at_least=1, machine=True
+    )
+    batch: int = setting(64, "pictures per device and step", at_least=1, at_most=MANY, machine=True)
     crop_fraction: float = setting(
         0.875, "input size over the resized shorter side, centre crop", at_least=0.1, at_most=1
     )
@@ -181,13 +191,18 @@ class Evaluate:
 class Checkpoint:
     """What is kept."""
 
-    every_epochs: int = setting(1, "epochs between checkpoints; the last epoch is always saved", at_least=1)
-    every_updates: int | None = setting(None, "updates between further checkpoints; null for none", at_least=1)
-    keep: int = setting(2, "newest checkpoints kept, besides the best", at_least=1)
+    every_epochs: int = setting(
+        1, "epochs between checkpoints; the last epoch is always saved", at_least=1, machine=True
+    )
+    every_updates: int | None = setting(
+        None, "updates between further checkpoints; null for none", at_least=1, machine=True
+    )
+    keep: int = setting(2, "newest checkpoints kept, besides the best", at_least=1, machine=True)
     on_failure: str = setting(
         "stop",
         "when one cannot be written (full disk): stop with exit code 7, or go on and try again at the next",
         choices=("stop", "go_on"),
+        machine=True,
     )
 
 
@@ -196,23 +211,29 @@ class Run:
     """Where and how."""
 
     seed: int = setting(0, "of weights, order, augmentation and drop path", at_least=0, below=2**31)
-    output: str | None = setting(None, "run folder (--output); null: runs/NAME, with a number if taken")
-    device: str = setting("auto", "auto takes Ascend where there is one", choices=("auto", "CPU", "Ascend"))
+    output: str | None = setting(None, "run folder (--output); null: runs/NAME, with a number if taken", machine=True)
+    device: str = setting(
+        "auto", "auto takes Ascend where there is one", choices=("auto", "CPU", "Ascend"), machine=True
+    )
     ops: str = setting(
-        "auto", "implementation of the primitives", choices=("auto", "standard", "fused", "composed", "native")
+        "auto",
+        "implementation of the primitives",
+        choices=("auto", "standard", "fused", "composed", "native"),
+        machine=True,
     )
     precision: str = setting(
         "O0", "what is float16, O0 nothing to O3 all but norms, softmax and loss", choices=PRECISIONS
     )
-    distribute: bool | None = setting(None, "several devices; null: when started by msrun (--distribute)")
+    distribute: bool | None = setting(None, "several devices; null: when started by msrun (--distribute)", machine=True)
     sync_batch_norm: bool = setting(
         False, "batch norms see the micro-batches of all devices at once; CabViT's, not those of MindCV's models"
     )
-    log_every: int = setting(50, "updates between log lines", at_least=1)
+    log_every: int = setting(50, "updates between log lines", at_least=1, machine=True)
     compare_every: int | None = setting(
         None,
         "updates between comparisons of the ranks' parameters, besides those at the start and at every checkpoint",
         at_least=1,
+        machine=True,
     )
 
 
@@ -220,7 +241,7 @@ class Run:
 class Recipe:
     """A whole recipe. Sections that are left out have their defaults: the ImageNet recipe of the paper."""
 
-    name: str = field(metadata=meaning("a short name; the run folder is called after it"))
+    name: str = field(metadata={**meaning("a short name; the run folder is called after it"), "machine": True})
     model: Model
     data: Data
     augment: Augment

@@ -16,12 +16,11 @@ from .errors import UserError, nearest
 from .model_settings import CrossViTModel, Model, settings_for
 from .models.catalog import parameter_shapes
 from .recipe import Recipe
-from .settings import auto_keys, fill
+from .settings import fill, keys_with
 
 NODES = 20_000
 """Values of a recipe, all aliases written out."""
 PARAMETERS = 10**10
-COST = "; CrossViT's first author lost about 3 points with batch 512 or 10 warm-up epochs (facebookresearch/deit#63)"
 
 
 def load_recipe(path: str | Path, changes: Sequence[str] = (), options: dict[str, Any] | None = None) -> Recipe:
@@ -54,7 +53,7 @@ def parse_recipe(values: Any, problems: list[str]) -> Recipe | None:
         model = CrossViTModel
     recipe = fill(Recipe, values, problems, {"model": model})
     if recipe is not None and len(problems) == before:
-        said, keys = flat(values), [*auto_keys(Recipe), *auto_keys(model, "model")]
+        said, keys = flat(values), [*keys_with("auto", Recipe), *keys_with("auto", model, "model")]
         recipe = replace(recipe, auto=tuple(key for key in keys if said.get(key) == "auto"))
         problems.extend(_contradictions(recipe))
     return recipe if len(problems) == before else None
@@ -91,25 +90,6 @@ def _count(node: Any, known: dict[int, int]) -> int:
     if total > NODES:
         raise ValueError(f"more than {NODES:,} values, or one that contains itself")
     return total
-
-
-def departures(path: str | Path, recipe: Recipe) -> list[str]:
-    """What the command line changed of a recipe file, a sentence each; places and devices are not counted.
-
-    Changing the global batch or the warm-up of the paper's recipe is said with what it is known to cost.
-    """
-    problems: list[str] = []
-    original = parse_recipe(read_yaml(Path(path)), problems)
-    if original is None:
-        return []
-    found = []
-    before, after = flat(original.to_dict()), flat(recipe.to_dict())
-    for key in sorted(before | after):
-        old, new = before.get(key), after.get(key)
-        if old != new and not key.startswith(("run.", "data.dir", "data.workers", "data.prefetch")):
-            costs = key in ("batch.global_batch", "schedule.warmup_epochs") and before["batch.global_batch"] == 4096
-            found.append(f"{key} is {new} instead of the recipe's {old}{COST if costs else ''}")
-    return found
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

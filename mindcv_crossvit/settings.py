@@ -64,12 +64,13 @@ def meaning(doc: str, **limits: Any) -> dict[str, Any]:
     return {"doc": doc, "limits": Limits(**limits)}
 
 
-def setting(default: Any, doc: str, *, auto: str = "", **limits: Any) -> Any:
+def setting(default: Any, doc: str, *, auto: str = "", machine: bool = False, **limits: Any) -> Any:
     """A dataclass field with a default, a meaning and limits.
 
     auto: how the word `auto` is answered from the data, for settings that may be left to it; see adapt.
+    machine: it says where and how a run is done; another value trains the same, but for rounding. See departures.
     """
-    return field(default=default, metadata={**meaning(doc, **limits), "auto": auto})
+    return field(default=default, metadata={**meaning(doc, **limits), "auto": auto, "machine": machine})
 
 
 def internal(default: Any) -> Any:
@@ -82,14 +83,14 @@ def settings_of(cls: Any) -> list[Field[Any]]:
     return [f for f in fields(cls) if not f.metadata.get("internal")]
 
 
-def auto_keys(cls: Any, where: str = "") -> list[str]:
-    """Dotted keys of the settings that may be `auto`."""
+def keys_with(mark: str, cls: Any, where: str = "") -> list[str]:
+    """Dotted keys of the settings with a mark: `auto` or `machine`."""
     found, types_by_name = [], typing.get_type_hints(cls)
     for info in settings_of(cls):
         section = section_type(types_by_name[info.name])
         if section:
-            found += auto_keys(section, _join(where, info.name))
-        elif info.metadata.get("auto"):
+            found += keys_with(mark, section, _join(where, info.name))
+        elif info.metadata.get(mark):
             found.append(_join(where, info.name))
     return found
 

@@ -5,167 +5,176 @@ python scripts/import_mindcv_recipe.py MINDCV.yaml OURS.yaml [DEVICES]
 DEVICES: how many the MindCV recipe was made for (8); its batch is per device, ours is global.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+from mindcv_keys import CROSSVITS, DEFAULTS, SGD, SOURCES, Values, is_cifar, lost
+
+from mindcv_crossvit.departures import CONFIGS, differences
 from mindcv_crossvit.errors import USER_ERROR, UserError, run_main
 from mindcv_crossvit.models import catalog
 from mindcv_crossvit.recipe import Recipe
-from mindcv_crossvit.recipe_file import flat, load_recipe, parse_recipe, read_yaml, to_yaml
+from mindcv_crossvit.recipe_file import load_recipe, parse_recipe, read_yaml, to_yaml
 
-# MindCV's key: (ours, how the value is carried over). Its defaults for keys that a recipe leaves out follow below.
+# MindCV's key: (ours, how the value is carried over). What needs more than one of its keys is in `_ours`.
 CARRIED: dict[str, tuple[str, Any]] = {
+    "dataset": ("data.source", lambda v: SOURCES.get(v, "folder")),
     "num_parallel_workers": ("data.workers", int),
+    "mean": ("data.mean", lambda v: [round(x / 255, 6) for x in v]),
+    "std": ("data.std", lambda v: [round(x / 255, 6) for x in v]),
     "scale": ("augment.crop_scale", list),
     "ratio": ("augment.crop_ratio", list),
     "hflip": ("augment.flip", float),
-    "auto_augment": ("augment.rand_augment", lambda v: v.replace("randaug", "rand", 1) if v else None),
+    "auto_augment": ("augment.rand_augment", lambda v: rand_augment(v) if (v or "").startswith("randaug") else None),
     "re_prob": ("augment.erase", float),
-    "aug_repeats": ("augment.repeats", lambda v: max(int(v), 1)),
+    "aug_repeats": ("augment.repeats", lambda v: max(v, 1)),
     "mixup": ("mix.mixup", float),
     "cutmix": ("mix.cutmix", float),
     "cutmix_prob": ("mix.prob", float),
     "label_smoothing": ("loss.label_smoothing", float),
-    "crop_pct": ("evaluate.crop_fraction", float),
+    "crop_pct": ("evaluate.crop_fraction", lambda v: min(v, 1.0)),
     "val_interval": ("evaluate.every_epochs", int),
     "drop_path_rate": ("model.drop_path_rate", lambda v: v or 0.0),
-    "epoch_size": ("schedule.epochs", int),
-    "warmup_epochs": ("schedule.warmup_epochs", float),
+    "epoch_size": ("schedule.epochs", lambda v: v),
     "min_lr": ("schedule.min_lr", float),
     "lr_epoch_stair": ("schedule.stepping", lambda v: "epoch" if v else "update"),
     "lr": ("optimizer.lr", float),
+    "opt": ("optimizer.name", lambda v: "sgd" if v.lower() in SGD else "adamw"),
     "weight_decay": ("optimizer.weight_decay", float),
     "momentum": ("optimizer.momentum", float),
-    "eps": ("optimizer.eps", float),
     "layer_decay": ("optimizer.layer_decay", lambda v: v or 1.0),
     "keep_checkpoint_max": ("checkpoint.keep", int),
     "ckpt_save_interval": ("checkpoint.every_epochs", int),
+    "log_interval": ("run.log_every", int),
     "seed": ("run.seed", int),
     "amp_level": ("run.precision", str),
 }
-DEFAULTS = {
-    "batch_size": 128,
-    "seed": 42,
-    "hflip": 0.5,
-    "crop_pct": 0.875,
-    "epoch_size": 90,
-    "lr": 1e-3,
-    "min_lr": 1e-6,
-    "warmup_epochs": 3,
-    "warmup_factor": 0.0,
-    "eps": 1e-10,
-    "weight_decay": 1e-6,
-    "opt": "adam",
-    "scheduler": "cosine_decay",
-    "gradient_accumulation_steps": 1,
-    "ema_decay": 0.9999,
-    "lr_epoch_stair": False,
-    "weight_decay_filter": "disable",
-}
-# Where they are, how they run: nothing of the training is lost without them.
-# fmt: off
-OF_THE_RUN = {
-    "mode", "distribute", "val_while_train", "log_interval", "device_target", "dataset", "data_dir", "train_split",
-    "val_split", "dataset_download", "shuffle", "num_samples", "drop_remainder", "interpolation", "in_channels",
-    "num_classes", "pretrained", "ckpt_path", "resume_opt", "ckpt_save_dir", "ckpt_save_policy", "dataset_sink_mode",
-    "val_amp_level", "loss_scale", "loss_scale_type", "drop_overflow_update", "image_resize", "eval_shuffle", "model",
-    "re_value", "decay_epochs", "decay_rate", "use_nesterov", "color_jitter", "reduction",
-}
-# fmt: on
-MINDCV_CROSSVITS = ("crossvit_9", "crossvit_15", "crossvit_18")
-HANDLED = (
-    set(DEFAULTS) | set(CARRIED) | OF_THE_RUN | {"ema", "num_cycles", "cycle_decay", "clip_grad", "clip_value", "loss"}
-)
+# What MindCV does with CIFAR's pictures, whatever a recipe says.
+CIFAR: Values = {
+    "auto_augment": None, "color_jitter": None, "re_prob": 0.0, "hflip": 0.5, "vflip": 0.0, "crop_pct": 1.0,
+    "interpolation": "bilinear", "mean": [125.307, 122.961, 113.8575], "std": [51.5865, 50.847, 51.255],
+}  # fmt: skip
+ANYTHING, TEXTS = ("color_jitter", "re_value"), ("auto_augment", "amp_cast_list")
+KINDS = {bool: "true or false", int: "a number", float: "a number", str: "a text", list: "a list of numbers"}
 
 
-def convert(given: dict[str, Any], name: str, devices: int) -> tuple[Recipe, list[str]]:
-    """Our recipe, and what could not be carried over, a sentence each. Raises UserError when it would not be valid."""
+def convert(given: Values, name: str, devices: int) -> tuple[Recipe, list[str]]:
+    """Our recipe, and what could not be carried over, a sentence each.
+
+    Raises UserError for values that MindCV would not take either, and when the recipe would not be valid.
+    """
+    # left empty is left out, but for the jitter, where it is none
+    given = {key: value for key, value in given.items() if value is not None or key == "color_jitter"}
+    problems = [said for key, value in given.items() if (said := _problem(key, value))]
+    if problems:
+        raise UserError(problems)
     values = {**DEFAULTS, **given}
-    ours: dict[str, Any] = {"name": name, "model": {"name": model_name(str(values.get("model", "")))}}
-    if values.get("model") in MINDCV_CROSSVITS:
-        put(ours, "model.numerics", "mindcv")
-    for key, (target, carry) in CARRIED.items():
-        if key in values:
-            put(ours, target, carry(values[key]))
-    batch = values["batch_size"] * devices * values["gradient_accumulation_steps"]
-    put(ours, "batch.global_batch", batch)
-    put(ours, "batch.largest_per_device", values["batch_size"])
-    put(ours, "mix.group", values["batch_size"])
-    put(ours, "optimizer.lr_batch", batch)
-    put(ours, "optimizer.lr_scaling", "linear")
-    put(ours, "optimizer.name", "sgd" if values["opt"] in ("sgd", "momentum") else "adamw")
-    put(ours, "schedule.warmup_lr", values["lr"] * values["warmup_factor"])
-    if values.get("ema"):
-        put(ours, "ema", {"decay": values["ema_decay"], "warmup": False})
-    if values.get("clip_grad"):
-        put(ours, "optimizer.clip_norm", values.get("clip_value", 15.0))
-    problems: list[str] = []
-    recipe = parse_recipe(ours, problems)
+    values["dataset"] = values["dataset"].lower()
+    if is_cifar(values):
+        values |= CIFAR
+    recipe = parse_recipe(_ours(values, name, devices), problems)
     if recipe is None:
         raise UserError(f"as ours: {p}" for p in problems)
-    return recipe, lost(values)
+    missing = lost(values)
+    if values["image_resize"] != (size := recipe.model.image_size):  # a CrossViT of MindCV's stretches its pictures
+        missing.append(f"image_resize {values['image_resize']}: pictures of {size} pixels here")
+    return recipe, missing
 
 
-def model_name(name: str) -> str:
-    """The suite's model where it has one, else MindCV's own."""
+def _problem(key: str, value: Any) -> str:
+    """What is wrong with the type of a value, by that of MindCV's default; empty for nothing."""
+    example = DEFAULTS.get(key, value)
+    if key in ANYTHING or key not in DEFAULTS:
+        return ""
+    kind = type(example) if example is not None else str if key in TEXTS else float
+    if kind is list:
+        fits = isinstance(value, list) and all(map(_is_number, value))
+    else:
+        fits = isinstance(value, kind) if kind in (bool, str) else _is_number(value)
+    return "" if fits else f"{key}: expected {KINDS[kind]}, got {value!r}"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _ours(v: Values, name: str, devices: int) -> dict[str, Any]:
+    """The plain values of our recipe."""
+    ours: dict[str, Any] = {"name": name, "model": _model(v)}
+    for key, (target, carry) in CARRIED.items():
+        put(ours, target, carry(v[key]))
+    batch = v["batch_size"] * devices * v["gradient_accumulation_steps"]
+    put(ours, "augment.crop", "padded" if is_cifar(v) else "resized")
+    put(ours, "batch.global_batch", batch)
+    put(ours, "batch.largest_per_device", v["batch_size"])
+    put(ours, "evaluate.batch", v["batch_size"])
+    put(ours, "mix.group", max(v["batch_size"], 2))
+    put(ours, "optimizer.lr_batch", batch)
+    put(ours, "optimizer.lr_scaling", "linear")
+    put(ours, "schedule.warmup_epochs", min(v["warmup_epochs"], v["epoch_size"]))
+    put(ours, "schedule.warmup_lr", v["lr"] * v["warmup_factor"])
+    if not v["val_while_train"]:
+        put(ours, "evaluate.every_epochs", v["epoch_size"])
+    if v["ema"]:
+        put(ours, "ema.decay", v["ema_decay"])
+    if v["clip_grad"]:
+        put(ours, "optimizer.clip_norm", v["clip_value"])
+    return ours
+
+
+def _model(v: Values) -> dict[str, Any]:
+    """The suite's model where it has one, with MindCV's arithmetic where that is another; else MindCV's own."""
+    if v["model"] in CROSSVITS:
+        return {"name": v["model"], "numerics": "mindcv"}
     try:
-        return catalog.resolve(name)
+        return {"name": catalog.resolve(v["model"])}
     except ValueError:
-        return f"{catalog.MINDCV_PREFIX}{name}"
+        return {"name": f"{catalog.MINDCV_PREFIX}{v['model']}", "input_size": v["image_resize"]}
+
+
+def rand_augment(policy: str) -> str:
+    """timm's string for MindCV's: magnitudes deviate by 0.5 whatever it says, and any `inc` is on. Raises UserError."""
+    parts = dict(re.findall(r"-([a-z]+)(\d[\d.]*)", policy))
+    try:
+        numbers = {key: int(value) for key, value in parts.items() if key in ("m", "n", "mmax")}
+    except ValueError as error:
+        raise UserError(f"auto_augment: expected whole numbers after m, n and mmax, got {policy!r}") from error
+    numbers["m"] = min(numbers.get("m", 10), numbers.get("mmax", 10))
+    words = [f"{key}{number}" for key, number in numbers.items()]
+    return "-".join(["rand", *words, "mstd0.5", *(["inc1"] if "inc" in parts else [])])
 
 
 def put(values: dict[str, Any], key: str, value: Any) -> None:
     """Sets section.key."""
     section, _, last = key.rpartition(".")
-    (values.setdefault(section, {}) if section else values)[last] = value
-
-
-def lost(values: dict[str, Any]) -> list[str]:
-    """What a MindCV recipe says and ours cannot."""
-    found = []
-    if values.get("num_cycles", 1) > 1:
-        found.append(f"num_cycles {values['num_cycles']}: one cosine over all epochs here")
-    if values["scheduler"] not in ("cosine_decay", "warmup_cosine_decay"):
-        found.append(f"scheduler {values['scheduler']}: a cosine here")
-    elif values["warmup_epochs"]:
-        found.append("the cosine is re-based after the warm-up there, and runs over all epochs here, as in the paper")
-    if values["opt"] not in ("adamw", "sgd", "momentum"):
-        found.append(f"opt {values['opt']}: adamw here")
-    if values["weight_decay_filter"] == "disable":
-        found.append("every tensor is decayed there; biases and norms are not here, as in the paper")
-    if values.get("loss", "CE") != "CE":
-        found.append(f"loss {values['loss']}: cross-entropy here")
-    if values.get("loss_scale_type", "fixed") == "fixed" and values.get("amp_level", "O0") != "O0":
-        found.append("a fixed loss scale there, a dynamic one here")
-    if values.get("re_prob") and values.get("re_value", 0) != "random":
-        found.append("erased boxes are filled with a constant there, with noise here")
-    if str(values.get("model", "")).startswith("crossvit") and values.get("image_resize", 224) != 240:
-        found.append(f"pictures of {values.get('image_resize', 224)} pixels stretched to 240 there, 240 here")
-    return found + [f"{key} {values[key]}: unknown here" for key in sorted(set(values) - HANDLED) if values[key]]
+    values.setdefault(section, {})[last] = value
 
 
 def from_paper(recipe: Recipe) -> list[str]:
-    """Where the recipe differs from the paper's for the same model; places and workers are not counted."""
-    path = ROOT / "configs" / f"{recipe.model.name}_ascend.yaml"
+    """Where the recipe trains something else than the shipped one for the same model."""
+    path = CONFIGS / f"{recipe.model.name}_ascend.yaml"
     if not path.is_file():
         return []
-    paper, ours = flat(load_recipe(path).to_dict()), flat(recipe.to_dict())
-    skipped = ("run.", "data.", "checkpoint.", "evaluate.every", "evaluate.batch", "batch.largest", "name")
-    keys = [k for k in sorted(paper | ours) if paper.get(k) != ours.get(k) and not k.startswith(skipped)]
-    return [f"{key}: {ours.get(key)}, the paper {paper.get(key)}" for key in keys]
+    return [f"{key}: {ours}, the paper {theirs}" for key, theirs, ours in differences(load_recipe(path), recipe)]
 
 
 def main() -> int:
     """Converts one file."""
-    if len(sys.argv) not in (3, 4):
+    devices = sys.argv[3] if len(sys.argv) == 4 else "8"
+    if len(sys.argv) not in (3, 4) or not devices.isdecimal() or not int(devices):
         print(__doc__)
         return USER_ERROR
     source, target = Path(sys.argv[1]), Path(sys.argv[2])
-    recipe, missing = convert(read_yaml(source), target.stem, int(sys.argv[3]) if len(sys.argv) == 4 else 8)
+    given = read_yaml(source)
+    try:
+        recipe, missing = convert(given, target.stem, int(devices))
+    except UserError as error:
+        raise UserError(f"{source}: {problem}" for problem in error.problems) from error
     parts = {"differs from the paper": from_paper(recipe), "could not be carried over": missing}
     notes = [f"{title}: {line}" for title, lines in parts.items() for line in lines]
     head = "".join(f"# {line}\n" for line in (f"From MindCV's {source.name}.", *notes))

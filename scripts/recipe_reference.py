@@ -21,6 +21,9 @@ HEAD = """# Recipes
 A recipe is a YAML file of sections. A key that is left out has its default; `--set section.key=value` changes any key
 from the command line. A misspelt key, a wrong type or a value out of range is refused before anything starts, all
 problems at once. This page is written by `python scripts/recipe_reference.py`.
+
+The keys in *italics* say where and how a run is done: another value trains the same, but for rounding. All others are
+what is trained, and the plan names each that was changed.
 """
 
 
@@ -60,7 +63,8 @@ def row(key: str, info, kind, section) -> str:
     if info.metadata.get("auto"):
         values += f", or auto: {info.metadata['auto']}"
     default = "required" if info.default is MISSING else shown(info.default)
-    return f"| `{key}` | {info.metadata['doc']} | {values} | {default} |\n"
+    name = f"*`{key}`*" if info.metadata.get("machine") else f"`{key}`"
+    return f"| {name} | {info.metadata['doc']} | {values} | {default} |\n"
 
 
 def shown(value: object) -> str:

@@ -19,10 +19,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from mindcv_crossvit.departures import changed
 from mindcv_crossvit.errors import UserError, run_main
 from mindcv_crossvit.models.catalog import macs, parameter_shapes
 from mindcv_crossvit.recipe import Recipe
-from mindcv_crossvit.recipe_file import departures, load_recipe, read_yaml
+from mindcv_crossvit.recipe_file import load_recipe, read_yaml
 from mindcv_crossvit.report import read_metrics
 
 BRANCHES = ("large", "small")
@@ -140,9 +141,10 @@ def train(run: Run) -> None:
     """Trains a run from its last checkpoint, unless it is finished. Raises UserError for a folder of another recipe."""
     written = run.folder / "recipe.yaml"
     if written.exists():
-        other = [text for text in departures(written, run.recipe) if text.split(" ")[0] not in run.recipe.auto]
+        other = [change for change in changed(written, run.recipe) if change[0] not in run.recipe.auto]
         if other:
-            raise UserError(f"{run.folder}: is of another table or budget, name other --runs: {text}" for text in other)
+            said = [f"{key} is {new} instead of {old}" for key, old, new in other]
+            raise UserError(f"{run.folder}: is of another table or budget, name other --runs: {text}" for text in said)
     if not (run.folder / "summary.json").exists():
         print(shlex.join(["python", *run.words]), flush=True)
         call([*run.words, "--resume", "auto"])

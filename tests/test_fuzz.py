@@ -22,7 +22,7 @@ from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTrans
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.journal import choose_folder
 from mindcv_crossvit.models.catalog import macs
-from mindcv_crossvit.models.memory import training_memory
+from mindcv_crossvit.models.memory import Load, training_memory
 from mindcv_crossvit.plan import make_plan, plan_lines
 from mindcv_crossvit.recipe import Data, Recipe
 from mindcv_crossvit.recipe_file import flat, load_recipe, parse_recipe, read_yaml, to_yaml
@@ -103,7 +103,8 @@ def answer(path: Path, said: list[str] = []) -> list[str]:  # noqa: B006
                 assert lr_at(recipe.schedule, plan, update) >= 0
             if config := recipe.model.config():
                 assert macs(config, plan.classes) > 0
-                assert training_memory(config, plan.per_device, 1, 1, False, True).total > 0
+                load = Load(plan.per_device, recipe.evaluate.batch, 1, 1, 1, False)
+                assert training_memory(config, load, True).total > 0
     except UserError as error:
         for problem in error.problems:
             assert re.search(rf"\b({'|'.join(SECTIONS)})\.\w+", problem), problem

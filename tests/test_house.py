@@ -32,6 +32,7 @@ ROOMS = [
     "model_settings",
     "recipe",
     "recipe_file",
+    "departures",
     "data",
     "adapt",
     "plan",

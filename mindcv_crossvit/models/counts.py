@@ -59,3 +59,22 @@ def block_saved(n: int, c: int, hidden: int, heads: int) -> int:
     output (c), the residual stream (2 c), and the hidden layer before and after its GELU.
     """
     return n * (10 * c + 2 * hidden + heads * n)
+
+
+def input_alive(pixels: int) -> int:
+    """Numbers of a picture as it comes in, in evaluation: seven times 3 x pixels x pixels, as measured."""
+    return 7 * 3 * pixels**2
+
+
+def block_alive(n: int, c: int, heads: int) -> int:
+    """Numbers that a transformer block has at once on n tokens where nothing is kept, at the most: in its attention.
+
+    The residual stream (c), q, k and v twice (6 c), and the scores three times (heads x n each).
+    """
+    return n * (7 * c + 3 * heads * n)
+
+
+def stem_alive(dim: int, patch: int, size: int) -> int:
+    """What the first two convolutions of a dagger variant read, as windows of a picture of size x size pixels."""
+    middle = size // (patch if patch == 12 else 8)
+    return (size // 4) ** 2 * 3 * 49 + middle**2 * 9 * (dim // 4)

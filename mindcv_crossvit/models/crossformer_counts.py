@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from .counts import linear, norm
+from .counts import input_alive, linear, norm
 from .crossformer_config import CrossFormerConfig, scale_widths
 from .crossformer_groups import Groups, block_groups
 from .family import Shapes
@@ -64,6 +64,16 @@ def saved_activations(config: CrossFormerConfig) -> int:
             total += tokens * (10 * dim + 2 * config.hidden_dim(stage) + 8 * dim * config.has_acl(stage, block))
             total += 2 * groups.rows * groups.columns * groups.tokens * config.num_heads[stage]
     return total
+
+
+def alive_activations(config: CrossFormerConfig) -> int:
+    """Numbers that one picture's forward pass has at once, at the most: in the first stage, by far the largest.
+
+    Ten times its hidden layer. With the composed operators each picture more took 32.7 MB for crossformer_t and 38.5
+    for crossformerpp_s: 0.90 and 1.06 times the count.
+    """
+    rows, columns = next(grids(config, config.img_size, config.img_size))
+    return input_alive(config.img_size) + 10 * rows * columns * config.hidden_dim(0)
 
 
 def _read_by_embedding(config: CrossFormerConfig, stage: int) -> int:

@@ -13,7 +13,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .checks import frozen, indivisible, is_count, is_positive
-from .counts import block, block_macs, block_saved, linear, norm, patch_embed, patch_embed_macs
+from .counts import (
+    block,
+    block_alive,
+    block_macs,
+    block_saved,
+    input_alive,
+    linear,
+    norm,
+    patch_embed,
+    patch_embed_macs,
+    stem_alive,
+)
 from .crossvit_config import STEM_PATCHES
 from .family import Shapes
 
@@ -126,6 +137,16 @@ def parameter_shapes(config: DeiTConfig, num_classes: int = 1000) -> Shapes:
 def saved_activations(config: DeiTConfig) -> int:
     """Numbers that one image's forward pass must keep for the gradient, at least; see counts.block_saved."""
     return config.depth * block_saved(config.tokens, config.embed_dim, config.hidden_dim, config.num_heads)
+
+
+def alive_activations(config: DeiTConfig) -> int:
+    """Numbers that one image's forward pass has at once, at the most.
+
+    With the composed operators each picture more took 6.5 MB for deit_tiny, 7.2 for deit_9 and 9.5 for deit_small:
+    0.96 to 1.04 times the count.
+    """
+    stem = stem_alive(config.embed_dim, config.patch_size, config.img_size) if config.multi_conv else 0
+    return input_alive(config.img_size) + stem + block_alive(config.tokens, config.embed_dim, config.num_heads)
 
 
 def sized(config: DeiTConfig, pixels: int) -> int:

@@ -47,6 +47,7 @@ class Family:
     parameter_shapes: (config, classes) -> the shape of every tensor of its weights, by official name.
     macs: (config, classes) -> multiply-accumulates of one picture, as the papers count "FLOPs".
     saved_activations: config -> numbers that one picture's forward pass keeps for the gradient.
+    alive_activations: config -> numbers that it has at once, at the most, where nothing is kept.
     sized: (config, pixels) -> the value of `img_size` for an input of about so many pixels.
     size_of: (config, shapes of weights) -> the overrides that weights tell: the picture size they were made for, ...
     layers: config -> layers of layer-wise learning-rate decay, see training/groups.py.
@@ -60,6 +61,7 @@ class Family:
     parameter_shapes: Callable[[Any, int], Shapes]
     macs: Callable[[Any, int], int]
     saved_activations: Callable[[Any], int]
+    alive_activations: Callable[[Any], int]
     sized: Callable[[Any, int], Any]
     layers: Callable[[Any], int]
     size_of: Callable[[Any, Mapping[str, tuple[int, ...]]], dict[str, Any] | None] = no_other_size

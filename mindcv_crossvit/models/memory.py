@@ -1,12 +1,8 @@
-"""The memory of a training step, counted from a model's numbers.
+"""The memory of a run, counted from a model's numbers; the method is written down in docs/MEMORY.md.
 
-What is counted: a number of 4 bytes for each parameter and its gradient, moments, moving average and accumulation
-buffer; and the activations that one picture's forward pass keeps for the gradient, times the pictures a device holds.
-`composed` keeps them as each family counts them; a step's peak on the CPU was 1.04 times that, above the state,
-for every model and batch measured (crossvit_9 with 4 and 16 pictures, crossvit_15 with 4). MindSpore itself and a
-compiled step come on top there; the peak of a whole run of train.py was 1.10 times the plan (crossvit_9, 12 pictures),
-and a slow test holds it within 25 % for two models and two batches. For other devices and half precision it is the same
-count, and not measured.
+State (parameters, gradients, moments, moving average, accumulation buffers), and the larger of two: what a step's
+forward pass keeps for the gradient, or what an evaluation has at once. On the CPU MindSpore and its compiled graphs
+come on top.
 """
 
 from __future__ import annotations
@@ -19,33 +15,55 @@ from .family import Config
 FLOAT = 4
 WORK_SPACE = 1.04
 CPU_PROCESS = 430e6
-CPU_GRAPH = 400e6
-"""Bytes of MindSpore in a process, and of one compiled graph with gradients; measured with MindSpore 2.10."""
+CPU_GRAPH = 1.75e6
+CPU_EVALUATION = 0.2e6
+"""Bytes of MindSpore in a process; of a compiled graph with gradients, and of one without, for each tensor of the
+model's parameters. Measured with MindSpore 2.10."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a device, or of a process on the CPU. activations: None where they cannot be counted."""
+    """Bytes of a device, or of a process on the CPU.
+
+    step, evaluation: activations of the two, None where they cannot be counted. program: MindSpore and compiled graphs.
+    """
 
     state: float
-    activations: float | None
+    step: float | None
+    evaluation: float | None
     program: float
 
     @property
     def total(self) -> float:
-        """All of it that could be counted."""
-        return self.state + (self.activations or 0) + self.program
+        """All of it that could be counted; a step and an evaluation have the same memory in turn."""
+        return self.state + max(self.step or 0, self.evaluation or 0) + self.program
 
 
-def training_memory(
-    config: Config | None, pictures: int, held: int, trained: int, accumulates: bool, on_cpu: bool
-) -> Memory:
-    """The memory of a training step.
+@dataclass(frozen=True)
+class Load:
+    """What a device holds.
 
-    pictures: a device has at once. held: numbers in parameters, moments and moving average. trained: numbers that have
-    a gradient. accumulates: whether gradients of several micro-batches are added up.
+    pictures: of a micro-batch. evaluated: pictures of an evaluation's batch. tensors: of the model's parameters. held:
+    numbers in parameters, moments and moving average. trained: numbers that have a gradient. accumulates: whether
+    gradients of several micro-batches are added up.
     """
-    state = FLOAT * (held + trained * (1 + accumulates))
-    activations = FLOAT * WORK_SPACE * pictures * family_of(config).saved_activations(config) if config else None
-    program = (CPU_PROCESS + CPU_GRAPH * (1 + accumulates)) if on_cpu else 0.0
-    return Memory(state, activations, program)
+
+    pictures: int
+    evaluated: int
+    tensors: int
+    held: int
+    trained: int
+    accumulates: bool
+
+
+def training_memory(config: Config | None, load: Load, on_cpu: bool) -> Memory:
+    """The memory of a training run that validates; config: None for a model whose activations cannot be counted."""
+    # Accumulation: a micro-batch's gradients, the sum before it, the sum after it, and the mean.
+    state = FLOAT * (load.held + load.trained * (4 if load.accumulates else 1))
+    graphs = load.tensors * (CPU_GRAPH * (1 + load.accumulates) + CPU_EVALUATION)
+    program = CPU_PROCESS + graphs if on_cpu else 0.0
+    if config is None:
+        return Memory(state, None, None, program)
+    family = family_of(config)
+    step = FLOAT * WORK_SPACE * load.pictures * family.saved_activations(config)
+    return Memory(state, step, FLOAT * load.evaluated * family.alive_activations(config), program)
