@@ -42,7 +42,7 @@ def model(name: str, batch: str, what: str):
     targets = torch.full((int(batch), net.num_classes), 0.1 / net.num_classes)
     targets[:, 0] += 0.9
     if what == "forward":
-        net.eval()
+        net.train(False)
         return torch.inference_mode()(lambda: net(images))
     net.train()
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.05)
@@ -125,7 +125,7 @@ def exported(file: str, batch: str, side: str, runtime: str):
 
 def export(name: str, batch: str, file: str) -> None:
     """timm's model through torch.onnx."""
-    net = timm().create_model(name).eval()
+    net = timm().create_model(name).train(False)
     import torch
 
     images = torch.randn(int(batch), *net.pretrained_cfg["input_size"])
