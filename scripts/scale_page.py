@@ -109,7 +109,7 @@ def rows(known: dict[str, Any]) -> list[tuple[str, list[str]]]:
     hours = [u * p.total_steps / 3600 for u, p in zip(update, plans, strict=True)]
     return [
         ("pictures a card holds x accumulation", [f"{p.per_device} x {p.accumulation}" for p in plans]),
-        ("pictures of a mixing draw", [f"{p.group}" for p in plans]),
+        ("pictures of a mixing draw", [f"{p.mix_group}" for p in plans]),
         ("updates, an epoch and in all", [f"{p.steps_per_epoch} and {p.total_steps:,}" for p in plans]),
         ("MB sent by each card per update", [f"{s / 1e6:.1f}" for s in sent]),
         ("all-reduce, ms, bandwidth only", [f"{1e3 * m:.1f}" for m in moving]),

@@ -120,6 +120,15 @@ def sets_that_do_not_divide(process: runtime.Runtime) -> Any:
 
 
 @case
+def pictures_of_any_ranks_and_workers(process: runtime.Runtime) -> Any:
+    """The pictures of two epochs' ends by this rank with one worker and with two, and all of them by one process."""
+    from prepared_pictures import prepare
+
+    mine = [prepare(process, 18, 22, workers) for workers in (1, 2)]
+    return {"mine": mine, "all": prepare(runtime.Runtime("CPU"), 18, 22, 0)}
+
+
+@case
 def scores_of_any_size(process: runtime.Runtime) -> Any:
     """(size, batch) whose score is not, bit for bit, that of one rank."""
     import numpy as np

@@ -74,7 +74,7 @@ def jobs(
 
 def job(pictures: Iterable[int], epoch: int = 0, first_row: int = 0, copy: int = 0) -> Job:
     indices = np.array(list(pictures))
-    return Job(indices, np.full(len(indices), copy), epoch, first_row)
+    return Job(indices, np.full(len(indices), copy), np.arange(first_row, first_row + len(indices)), epoch)
 
 
 def run(loader: Loader, view: str, work: Iterable[Job]) -> list[Bytes]:
@@ -133,7 +133,7 @@ def no_workers(two_workers: Loader) -> Loader:
 def test_a_batch_does_not_change_until_the_next_is_taken(two_workers):
     for job, arrays, _ in two_workers.batches("numbers", numbered(range(2, 30))):
         time.sleep(0.005)
-        assert arrays["number"].tolist() == [job.first_row] * 2
+        assert arrays["number"].tolist() == [job.rows[0]] * 2
 
 
 def test_the_order_is_that_of_the_jobs_even_if_one_takes_long(two_workers):
@@ -148,10 +148,10 @@ def test_no_jobs_give_no_batches(two_workers, no_workers):
 
 def test_a_pass_that_was_given_up_does_not_write_into_the_next(two_workers):
     """Job 1 is still being prepared, for the second slot, when the next pass begins."""
-    assert next(two_workers.batches("numbers", numbered(range(8)))).job.first_row == 0
+    assert next(two_workers.batches("numbers", numbered(range(8)))).job.rows[0] == 0
     for job, arrays, _ in two_workers.batches("numbers", numbered(range(100, 104))):
         time.sleep(0.2)
-        assert arrays["number"].tolist() == [job.first_row] * 2
+        assert arrays["number"].tolist() == [job.rows[0]] * 2
 
 
 @pytest.mark.parametrize("view", ["stop", "val stop"])
@@ -279,9 +279,9 @@ def global_rows(world: int, per_device: int, stop: int = 5, **how: int) -> dict[
         assert len(mine) == stop * GLOBAL // (world * per_device)
         for work in mine:
             assert len(work.indices) == len(work.copies) == per_device
-            for row in range(per_device):
-                assert (work.epoch, work.first_row + row) not in found
-                found[work.epoch, work.first_row + row] = int(work.indices[row]), int(work.copies[row])
+            for index, copy, row in zip(work.indices.tolist(), work.copies.tolist(), work.rows.tolist(), strict=True):
+                assert (work.epoch, row) not in found
+                found[work.epoch, row] = index, copy
     return dict(sorted(found.items()))
 
 
@@ -300,12 +300,12 @@ def test_all_ranks_together_have_the_repeated_rows_of_one(repeats):
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_micro_batches_come_before_ranks_in_a_global_batch(world):
-    """The loop takes the columns of drop path by this rule."""
     for rank in range(world):
         for k, work in enumerate(jobs(0, 7, rank, world, per_device=4)):
             update, micro = divmod(k, GLOBAL // (world * 4))
             epoch, step = divmod(update, PER_EPOCH)
-            assert (work.epoch, work.first_row) == (epoch, step * GLOBAL + (micro * world + rank) * 4)
+            first = step * GLOBAL + (micro * world + rank) * 4
+            assert work.epoch == epoch and work.rows.tolist() == list(range(first, first + 4))
 
 
 def test_updates_take_the_rows_of_an_epoch_in_order():
@@ -317,29 +317,10 @@ def test_updates_take_the_rows_of_an_epoch_in_order():
         assert found == list(zip(indices.tolist(), copies.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("world, per_device", [(1, 8), (2, 8), (4, 8), (2, 16)])
-def test_all_ranks_together_prepare_the_bytes_of_one(world, per_device):
-    """Pixels and targets, mixing and accumulation included: rows are put together by their number."""
-
-    def rows(world: int, per_device: int) -> Arrays:
-        view, found = train_view(batch=per_device), {}
-        for rank in range(world):
-            for work in jobs(2, 4, rank, world, per_device):
-                arrays = filled(view, work)
-                for row in range(per_device):
-                    found[work.epoch, work.first_row + row] = {name: array[row] for name, array in arrays.items()}
-        return {name: np.stack([found[number][name] for number in sorted(found)]) for name in ("images", "targets")}
-
-    expected, together = rows(1, GLOBAL), rows(world, per_device)
-    assert len(expected["images"]) == 2 * GLOBAL
-    for name in expected:
-        np.testing.assert_array_equal(together[name], expected[name])
-
-
 @pytest.mark.parametrize("start", [1, PER_EPOCH, PER_EPOCH + 1, 7])
 def test_starting_in_the_middle_gives_the_same_tail(start):
-    def listed(work: Iterable[Job]) -> list[tuple[int, int, list[int]]]:
-        return [(job.epoch, job.first_row, job.indices.tolist()) for job in work]
+    def listed(work: Iterable[Job]) -> list[tuple[int, list[int], list[int]]]:
+        return [(job.epoch, job.rows.tolist(), job.indices.tolist()) for job in work]
 
     for rank in range(2):
         whole = listed(jobs(0, 9, rank, 2))
@@ -446,19 +427,6 @@ def test_drop_path_is_a_function_of_seed_and_update():
     assert not np.array_equal(first[0], first[1])
     for other in (drop_path_scale(3, 8, (0.5, 0.5), 64), drop_path_scale(4, 7, (0.5, 0.5), 64)):
         assert not np.array_equal(first, other)
-
-
-@pytest.mark.parametrize("world, per_device", [(1, 8), (2, 8), (4, 8), (2, 16)])
-def test_drop_path_columns_belong_to_rows_whatever_the_ranks(world, per_device):
-    """A rank takes the columns of its rows in the global batch; together they are all columns, each once."""
-    update = PER_EPOCH + 1
-    scale, together = drop_path_scale(3, update, (0.2, 0.4), GLOBAL), np.full((2, GLOBAL), np.nan)
-    for rank in range(world):
-        for work in jobs(update, update + 1, rank, world, per_device):
-            columns = slice(work.first_row % GLOBAL, work.first_row % GLOBAL + per_device)
-            assert np.isnan(together[:, columns]).all()
-            together[:, columns] = drop_path_scale(3, update, (0.2, 0.4), GLOBAL)[:, columns]
-    np.testing.assert_array_equal(together, scale)
 
 
 def test_too_little_shared_memory_is_said_beforehand(monkeypatch):

@@ -78,6 +78,14 @@ def test_sets_that_do_not_divide_give_the_same_training_and_scores(cases):
         assert [f["several"]["images"] for f in rank["sets_that_do_not_divide"]] == [1, 5]
 
 
+def test_ranks_with_any_workers_prepare_the_pictures_of_one_process_without(cases):
+    found = [rank["pictures_of_any_ranks_and_workers"] for rank in cases]
+    assert len(found[0]["all"]) == 4 * 64 and all(f["all"] == found[0]["all"] for f in found)
+    for k in range(2):
+        together = [line for rank in found for line in rank["mine"][k]]
+        assert sorted(together) == sorted(found[0]["all"])
+
+
 def test_scores_are_those_of_one_rank_bit_for_bit_empty_shares_included(cases):
     for rank in cases:
         assert rank["scores_of_any_size"] == {"tried": 8, "different": []}

@@ -14,6 +14,7 @@ from mindspore import nn
 
 from ..data.draws import drop_path_scale
 from ..data.loader import Loader
+from ..data.shares import share_rows
 from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate, scoring
 from ..journal import Chrono, Journal, duration
@@ -132,8 +133,8 @@ def _update(t: Training, feed: Feed, lr: float) -> tuple[float, bool, bool]:
         mark("waiting for data", update=state.update + 1)
         arrays = feed.take()
         mark("compiling" if compiles else "computing")
-        row = (micro * p.world + t.runtime.rank) * p.per_device
-        inputs = Micro(arrays["images"], arrays["targets"], draws[:, row : row + p.per_device])
+        rows = share_rows(micro * p.world + t.runtime.rank, p.per_device, p.group)
+        inputs = Micro(arrays["images"], arrays["targets"], draws[:, rows])
         if micro + 1 < p.accumulation:
             losses.append(t.step.add(inputs, state.loss_scale.scale))
         else:
