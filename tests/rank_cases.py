@@ -51,8 +51,11 @@ def toy_state(recipe, classes: int):
     return State(model, optimizer, new_average(model, optimizer), LossScale.for_precision(recipe.run.precision))
 
 
-def train(process: runtime.Runtime, data, *changes: str, before=None, after=None) -> dict[str, Any]:
-    """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model."""
+def train(process: runtime.Runtime, data, *changes: str, before=None, early=None, after=None) -> dict[str, Any]:
+    """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model.
+
+    early(update, inputs): the inputs of the micro-batches before the last of an update.
+    """
     from mindcv_crossvit import build
     from mindcv_crossvit.journal import Journal
     from mindcv_crossvit.plan import make_plan
@@ -77,6 +80,9 @@ def train(process: runtime.Runtime, data, *changes: str, before=None, after=None
             return outcome
 
         training.step.apply = watched
+        if early:
+            add = training.step.add
+            training.step.add = lambda inputs, *rest: add(early(state.update + 1, inputs), *rest)
         try:
             found["score"] = asdict(fit(training))
         except Exception as error:
@@ -170,12 +176,38 @@ def ranks_that_drift(process: runtime.Runtime) -> Any:
 @case
 def a_loss_that_is_not_finite(process: runtime.Runtime) -> Any:
     """On the last rank only, in update 4."""
+    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", before=spoils(process, 4)))
 
-    def spoil(update, inputs):
-        spoiled = update == 4 and process.rank == process.world - 1
+
+def spoils(process: runtime.Runtime, update: int):
+    """Infinite pictures for the last rank in one update."""
+
+    def spoil(now, inputs):
+        spoiled = now == update and process.rank == process.world - 1
         return inputs._replace(images=inputs.images * float("inf")) if spoiled else inputs
 
-    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", before=spoil))
+    return spoil
+
+
+@case
+def a_loss_that_is_not_finite_far_from_a_save(process: runtime.Runtime) -> Any:
+    """In update 6, on the last rank: in its last micro-batch, in an earlier one, with a loss scale, with clipping."""
+    import numpy as np
+
+    found, data = [], digits(128, 8)
+    for name, settings in (("before", []), ("early", []), ("before", ["O3"]), ("before", ["optimizer.clip_norm=1"])):
+        kept = {}
+
+        def keep(update, model, kept=kept):
+            if update == 5:
+                kept.update({f"model.{p.name}": p.asnumpy().copy() for p in model.get_parameters()})
+
+        settings = [s if "=" in s else f"run.precision={s}" for s in settings]
+        run = train(process, data, *settings, after=keep, **{name: spoils(process, 6)})
+        finite = all(np.isfinite(value).all() for value in run["weights"].values())
+        same = all(np.array_equal(value, run["weights"][name]) for name, value in kept.items())
+        found.append({**plain(run), "finite": finite, "same": same and len(kept) == 2})
+    return found
 
 
 @case

@@ -107,6 +107,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_in_the_same_update(cases
     assert found["saved"] == 3
 
 
+def test_a_loss_that_is_not_finite_is_not_applied_and_the_state_before_it_is_saved(cases):
+    name = "a_loss_that_is_not_finite_far_from_a_save"
+    for k, (found, *others) in enumerate(zip(*(rank[name] for rank in cases), strict=True)):
+        assert all({**other, "log": "", "saved": 5} == {**found, "log": ""} for other in others)
+        assert found["error"].startswith("NonFiniteLoss: the loss is not finite in update 6 (epoch 1, step 6, lr ")
+        assert "the state before it is on disk: the checkpoint after update 5. Try a lower" in found["error"]
+        assert ("less float16 than run.precision=O3" in found["error"]) == (k == 2)
+        assert (found["saved"], found["update"], found["applied"]) == (5, 5, 5) and found["finite"] and found["same"]
+
+
 def test_parameters_that_are_not_finite_are_not_saved(cases):
     found = of_all(cases, "parameters_that_are_not_finite")
     assert found["error"].startswith("NonFiniteLoss: model.bias is not finite after update 6; ")
