@@ -130,7 +130,7 @@ def other_devices(meta: Mapping[str, Any], plan: Plan, norms_batches: bool) -> s
     same = f"{devices} pictures instead of {before[0]} x {before[1]}: the same global batches in the same order"
     drawn = meta.get("mix_group", plan.mix_group)
     if drawn != plan.mix_group:
-        return f"{same}, but mixing draws once per {plan.mix_group} pictures instead of {drawn}: other training from here"
+        return f"{same}, but mixing draws once per {plan.mix_group} pictures, not {drawn}: other training from here"
     if norms_batches:
         return f"{same}, but batch norms see other batches: results differ by more than rounding"
     return f"{same}; results agree to rounding, not bitwise"

@@ -1,4 +1,4 @@
-"""One recipe is the same pictures, mixed in the same pairs, on any number of devices. With real ranks and workers, too."""
+"""One recipe is the same pictures, mixed in the same pairs, on any number of devices; with real processes, too."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from running import call, call_msrun
-from test_loader import digits, filled, train_view
+from test_loader import filled, train_view
 
 from mindcv_crossvit.data.draws import drop_path_scale
 from mindcv_crossvit.data.shares import keeps_pairs, share_rows
@@ -56,6 +56,32 @@ def test_what_devices_hold_and_what_is_said_of_it(world, changes, per_device, mi
     p = plan(world, *changes)
     assert (p.per_device, p.mix_group) == (per_device, mix_group)
     assert len(p.notes) == len(said) and all(part in note for part, note in zip(said, p.notes, strict=True))
+
+
+@pytest.mark.parametrize(
+    "before, world, norms_batches, said",
+    [
+        (128, 8, True, ""),
+        (128, 1024, False, "1024 devices x 4 pictures instead of 8 x 128"),
+        (64, 8, False, "results agree to rounding, not bitwise"),
+        (
+            64,
+            1,
+            True,
+            "1 device x 128 pictures instead of 8 x 64: the same global batches in the same order, but batch",
+        ),
+        (128, 4096, False, "mixing draws once per 1 pictures, not 128"),
+        (128, 4096, True, "other training from here"),
+    ],
+)
+def test_going_on_with_other_devices_says_what_differs_and_nothing_else(before, world, norms_batches, said):
+    from mindcv_crossvit.build import other_devices
+
+    meta = {"world": 8, "per_device": before, "mix_group": 128}
+    note = other_devices(meta, plan(world), norms_batches)
+    assert said in note and bool(note) == bool(said)
+    assert ("agree to rounding" in note) == (bool(note) and not norms_batches and world != 4096)
+    assert "but batch norms" not in note or norms_batches
 
 
 # Rows

@@ -4,8 +4,8 @@ Batch norms follow every micro-batch as it comes; where their running statistics
 sets them to the ranks' mean.
 
 An update whose loss is not finite in any micro-batch on any rank is left out on all of them: parameters, moments and
-average stay as they were. With a loss scale (half precision) the loss is multiplied by it and the mean gradient divided;
-there, and with clipping, the gradient must be finite, too.
+average stay as they were. With a loss scale (half precision) the loss is multiplied by it and the mean gradient
+divided; there, and with clipping, the gradient must be finite, too.
 """
 
 from __future__ import annotations
