@@ -157,4 +157,7 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
         ("lr", f"{rule}{plan.lr:g}; {s.warmup_epochs:g} epochs warm-up from {start:g}, cosine to {end:g}"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in {s.epochs} epochs"),
     ]
+    size = recipe.model.image_size
+    if recipe.augment.crop == "auto" and recipe.augment.crop_at(size) == "padded":
+        lines.append(("crop", f"{size} pixels with 4 of padding and a random shift, as the official loader up to 32"))
     return lines + [("note", note) for note in plan.notes]

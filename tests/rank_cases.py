@@ -243,6 +243,51 @@ def gradients_that_overflow(process: runtime.Runtime) -> Any:
 
 
 @case
+def clipping_of_unlike_gradients(process: runtime.Runtime) -> Any:
+    """One update of SGD with a learning rate of 1 from zero weights: what the parameters move by, and by hand."""
+    import numpy as np
+    from mindspore import ParameterTuple
+
+    from mindcv_crossvit.recipe_file import load_recipe
+    from mindcv_crossvit.training.step import Micro, Options, TrainStep
+
+    settings = ["optimizer.name=sgd", "optimizer.momentum=0", "optimizer.weight_decay=0"]
+    recipe, norm, rng = load_recipe(ROOT / "tests" / "tiny.yaml", settings), 0.5, np.random.default_rng(0)
+    parts = []
+    for rank in range(process.world):
+        images = (rng.normal(size=(2, 3, 16, 16)) * 3**rank).astype(np.float32)
+        parts.append(
+            Micro(images, np.eye(10, dtype=np.float32)[rng.integers(10, size=2)], np.zeros((0, 2), np.float32))
+        )
+
+    def moved(mine: list[Micro], world: int) -> np.ndarray:
+        state = toy_state(recipe, 10)
+        options = Options(accumulation=len(mine), world=world, clip_norm=norm)
+        step = TrainStep(state.model, state.optimizer, options, ParameterTuple([]))
+        for part in mine[:-1]:
+            step.add(part)
+        assert step.apply(mine[-1], state.optimizer.scalars(1.0, 1)).finite
+        return np.concatenate([p.asnumpy().reshape(-1) for p in state.model.get_parameters()])
+
+    def gradient(part: Micro) -> np.ndarray:
+        error = (0.1 - part.targets.astype(np.float64)) / 2  # softmax of zeros, less the target
+        return np.concatenate([(part.images.reshape(2, -1).T @ error).reshape(-1), error.sum(0)])
+
+    def clipped(gradient: np.ndarray) -> np.ndarray:
+        return gradient * min(1.0, norm / np.linalg.norm(gradient))
+
+    gradients = [gradient(part) for part in parts]
+    several, one = moved([parts[process.rank]], process.world), moved(parts, 1)
+    after, before = clipped(np.mean(gradients, 0)), np.mean([clipped(g) for g in gradients], 0)
+    return {
+        "off one rank": float(np.abs(several - one).max()),
+        "off clip of the mean": float(np.abs(several + after).max()),
+        "off mean of the clipped": float(np.abs(several + before).max()),
+        "norm": float(np.linalg.norm(several)),
+    }
+
+
+@case
 def pictures_that_cannot_be_read(process: runtime.Runtime) -> Any:
     from mindcv_crossvit.data.sources import open_data
     from mindcv_crossvit.recipe import Data

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from reference import reference
 from worker_scripts import NumberView, numbered
 
+from mindcv_crossvit.data import views
 from mindcv_crossvit.data.draws import Purpose, drop_path_scale, stream
 from mindcv_crossvit.data.loader import Loader
 from mindcv_crossvit.data.sources import EncodedSource, Source, Splits, open_data
@@ -368,6 +371,16 @@ def test_a_repeated_picture_has_every_copy_once_each_in_another_group(repeats):
         assert len({group for group, _ in places}) == len(places)
 
 
+def test_the_order_is_timms_repeated_sampler_with_a_mixing_group_for_each_of_its_ranks(monkeypatch):
+    known = reference("repeats.json")
+    given = SimpleNamespace(permutation=lambda size: np.array(known["order"]))
+    monkeypatch.setattr(views, "stream", lambda *_: given)
+    ranks, updates = len(known["ranks"]), len(known["ranks"][0]) // 16
+    indices, _ = Order(0, known["pictures"], 16 * ranks, updates, known["repeats"], group=16).epoch(0)
+    for rank, theirs in enumerate(known["ranks"]):
+        assert indices.reshape(updates, ranks, 16)[:, rank].reshape(-1).tolist() == theirs
+
+
 def test_copies_of_a_picture_have_other_draws():
     view = replace(train_view(), mix=Mix())
     first, again, other = (filled(view, job(range(8), copy=copy))["images"] for copy in (0, 0, 1))
@@ -430,8 +443,6 @@ def test_drop_path_is_a_function_of_seed_and_update():
 
 
 def test_too_little_shared_memory_is_said_beforehand(monkeypatch):
-    from types import SimpleNamespace
-
     from mindcv_crossvit.data import loader
 
     monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))

@@ -63,7 +63,7 @@ def cases(request, tmp_path_factory) -> list[dict[str, dict]]:
     return [{s["name"]: s["found"] for s in rank} for rank in said]
 
 
-def of_all(cases, name: str) -> list:
+def of_all(cases, name: str) -> dict:
     """The finding of every rank, rank 0's log aside, which must be the same."""
     assert all({**c[name], "log": "", "saved": 0} == {**cases[0][name], "log": "", "saved": 0} for c in cases)
     return cases[0][name]
@@ -130,6 +130,13 @@ def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(cases):
     assert "on disk: the checkpoint after update 27. Try" in found["error"] and found["saved"] == 27
     assert "less float16 than run.precision=O2" in found["error"]
     assert "update 1 left out: gradients overflowed; loss scale 32768" in cases[0]["gradients_that_overflow"]["log"]
+
+
+def test_gradients_are_clipped_after_they_are_averaged(cases):
+    found = of_all(cases, "clipping_of_unlike_gradients")
+    assert found["off one rank"] < 1e-7 and found["off clip of the mean"] < 1e-7
+    assert found["off mean of the clipped"] > 1e-3
+    assert found["norm"] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from reference import reference
 from running import call, call_msrun
 from test_loader import filled, train_view
 
@@ -15,7 +16,7 @@ from mindcv_crossvit.data.draws import drop_path_scale
 from mindcv_crossvit.data.shares import keeps_pairs, share_rows
 from mindcv_crossvit.data.sources import Splits
 from mindcv_crossvit.data.views import Arrays, Order, train_jobs
-from mindcv_crossvit.plan import Plan, make_plan
+from mindcv_crossvit.plan import Plan, make_plan, plan_lines
 from mindcv_crossvit.recipe import Mix
 from mindcv_crossvit.recipe_file import load_recipe
 
@@ -58,6 +59,14 @@ def test_what_devices_hold_and_what_is_said_of_it(world, changes, per_device, mi
     assert len(p.notes) == len(said) and all(part in note for part, note in zip(said, p.notes, strict=True))
 
 
+@pytest.mark.parametrize("size, crop", [("[32,32]", "auto"), ("[48,48]", "auto"), ("[32,32]", "resized")])
+def test_the_plan_says_that_small_pictures_are_shifted(size, crop):
+    recipe = load_recipe(PAPER, [f"model.img_size={size}", "model.patch_size=[8,16]", f"augment.crop={crop}"])
+    said = [text for topic, text in plan_lines(recipe, plan(1)) if topic == "crop"]
+    expected = "32 pixels with 4 of padding and a random shift, as the official loader up to 32"
+    assert said == ([expected] if (size, crop) == ("[32,32]", "auto") else [])
+
+
 @pytest.mark.parametrize(
     "before, world, norms_batches, said",
     [
@@ -82,6 +91,15 @@ def test_going_on_with_other_devices_says_what_differs_and_nothing_else(before, 
     assert said in note and bool(note) == bool(said)
     assert ("agree to rounding" in note) == (bool(note) and not norms_batches and world != 4096)
     assert "but batch norms" not in note or norms_batches
+
+
+def test_an_epoch_of_repeated_pictures_is_as_long_as_the_official_one():
+    """N // 256 * 256 of the repeated pictures, as timm's sampler keeps of them in tests/data/repeats.json."""
+    assert plan(8, path=ROOT / "configs" / "crossvit_18_ascend.yaml").steps_per_epoch == 312
+    known, small = reference("repeats.json"), ["batch.global_batch=64", "mix.group=16"]
+    kept = sum(map(len, known["ranks"]))
+    assert plan(1, "augment.repeats=3", *small, pictures=known["pictures"]).steps_per_epoch == kept // 64 == 8
+    assert plan(1, *small, pictures=known["pictures"]).steps_per_epoch == 10
 
 
 # Rows
