@@ -149,7 +149,8 @@ class Update(nn.Cell):
             gradients = _map(ops.partial(_scale, self.mean / loss_scale), gradients)
         if self.shares:
             gradients = self.average(gradients)
-            losses = self.sum(ops.depend(losses, gradients))  # collectives in one order on all ranks
+            # In one order on all ranks; collectives everywhere take one dimension at least.
+            losses = self.sum(ops.depend(losses, gradients).reshape(1))[0]
         if self.evens_out:
             known = ops.depend(self.statistics, losses)
             gradients = ops.depend(gradients, _map(_set, self.statistics, self.average_statistics(known)))
@@ -157,9 +158,9 @@ class Update(nn.Cell):
         if self.clips or self.loss_scaled:
             square = ops.addn(_map(_square_sum, gradients))
             finite = ops.logical_and(finite, ops.isfinite(square))
-        if self.clips:
-            factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
-            gradients = _map(ops.partial(_scale, factor), gradients)
+            if self.clips:
+                factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
+                gradients = _map(ops.partial(_scale, factor), gradients)
         if finite:
             loss = ops.depend(loss, self._apply(gradients, scalars, ema_keep))
         return loss, finite
