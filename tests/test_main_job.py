@@ -156,7 +156,7 @@ def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_pa
     same_run(whole, half)
     done = call("train.py", "-c", TINY, "--output", alone, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    assert "1 devices instead of 2: the same global batches" in done.stdout
+    assert "1 device x 128 pictures instead of 2 x 128: the same global batches" in done.stdout
     for one, two in zip(metrics(whole), metrics(alone), strict=True):
         np.testing.assert_allclose([one["update"], one.get("loss", 0)], [two["update"], two.get("loss", 0)], atol=2e-5)
 
