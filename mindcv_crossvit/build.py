@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -67,7 +68,7 @@ def train_view(recipe: Recipe, data: Splits, plan: Plan) -> TrainView:
         num_classes=plan.classes,
         smoothing=recipe.loss.label_smoothing,
         mix=recipe.mix,
-        group=plan.group,
+        group=plan.mix_group,
         batch=plan.per_device,
         seed=recipe.run.seed,
         skip_bad=recipe.data.bad_images == "skip",
@@ -105,12 +106,8 @@ def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Weights
         state.restore(resumed)
         journal.forget_after(state.update)
         journal.say(f"resumed   {resumed.path}, after update {state.update:,}")
-        world = resumed.meta["world"]
-        if world != plan.world:
-            journal.say(
-                f"note      {plan.world} devices instead of {world}: the same global batches in the same order, each"
-                f" device has {plan.per_device} pictures x {plan.accumulation}; results agree to rounding, not bitwise"
-            )
+        if note := other_devices(resumed.meta, plan, len(running_statistics(state.model)) > 0):
+            journal.say(f"note      {note}")
         return
     journal.forget_after(0)  # of a run that ended before its first checkpoint
     if initial:
@@ -119,6 +116,24 @@ def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Weights
             journal.say(f"{topic:<9} {text}")
         if state.ema:
             state.ema = new_average(state.model, state.optimizer)
+
+
+def other_devices(meta: Mapping[str, Any], plan: Plan, norms_batches: bool) -> str:
+    """What it means that a checkpoint was made by devices of another number or size; empty where it was not.
+
+    meta: what the checkpoint says of itself. norms_batches: whether the model has batch norms.
+    """
+    before = meta["world"], meta.get("per_device", plan.per_device)
+    if before == (plan.world, plan.per_device):
+        return ""
+    devices = f"{plan.world} device{'s' if plan.world > 1 else ''} x {plan.per_device}"
+    same = f"{devices} pictures instead of {before[0]} x {before[1]}: the same global batches in the same order"
+    drawn = meta.get("mix_group", plan.mix_group)
+    if drawn != plan.mix_group:
+        return f"{same}, but mixing draws once per {plan.mix_group} pictures, not {drawn}: other training from here"
+    if norms_batches:
+        return f"{same}, but batch norms see other batches: results differ by more than rounding"
+    return f"{same}; results agree to rounding, not bitwise"
 
 
 def fit_model(model: nn.Cell, weights: Weights) -> Fit:
@@ -165,6 +180,8 @@ def about(recipe: Recipe, plan: Plan, class_names: tuple[str, ...]) -> dict[str,
         "recipe": recipe.to_dict(),
         "class_names": list(class_names),
         "world": plan.world,
+        "per_device": plan.per_device,
+        "mix_group": plan.mix_group,
         "versions": versions(),
     }
 

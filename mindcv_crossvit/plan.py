@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from .data.shares import keeps_pairs
 from .data.sources import Splits
 from .errors import UserError
 from .recipe import Recipe
@@ -18,8 +19,9 @@ class Plan:
     """The numbers a run is made of.
 
     per_device: pictures a device holds at once. accumulation: such batches per update. lr: peak learning rate.
-    group: pictures that share a mixing draw. notes: departures from the recipe, each a sentence. ends_scale: what the
-    schedule's warmup_lr and min_lr are multiplied by.
+    group: rows of the global batch that are mixed with each other, of the recipe and no device. mix_group: rows that
+    share a draw: `group`, or one device's batch where that holds no pairs. notes: departures from the recipe, each a
+    sentence. ends_scale: what the schedule's warmup_lr and min_lr are multiplied by.
     """
 
     world: int
@@ -27,6 +29,7 @@ class Plan:
     per_device: int
     accumulation: int
     group: int
+    mix_group: int
     lr: float
     train_images: int
     val_images: int
@@ -45,7 +48,7 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         raise UserError(
             f"model.num_classes: {recipe.model.num_classes}, but the data has {classes} classes; null takes those"
         )
-    per_device, group, notes = divide_batch(recipe, world)
+    per_device, mix_group, notes = divide_batch(recipe, world)
     global_batch = recipe.batch.global_batch
     # With repeats the official sampler keeps N // 256 * 256 of the repeated pictures; fewer than 256 all stay here.
     length = (train_images // 256 * 256 or train_images) if recipe.augment.repeats > 1 else train_images
@@ -60,7 +63,8 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
         global_batch=global_batch,
         per_device=per_device,
         accumulation=global_batch // (world * per_device),
-        group=group,
+        group=group_of(recipe),
+        mix_group=mix_group,
         lr=scaled_lr(recipe),
         train_images=train_images,
         val_images=len(data.val),
@@ -73,23 +77,43 @@ def make_plan(recipe: Recipe, data: Splits, world: int) -> Plan:
     )
 
 
+def group_of(recipe: Recipe) -> int:
+    """mix.group, or the divisor of the global batch nearest to it, an even one where there is any."""
+    total, wanted = recipe.batch.global_batch, recipe.mix.group
+    if total % wanted == 0:
+        return wanted
+    step = 2 - total % 2
+    return min((g for g in range(step, total + 1, step) if total % g == 0), key=lambda g: abs(math.log(g / wanted)))
+
+
 def divide_batch(recipe: Recipe, world: int) -> tuple[int, int, list[str]]:
-    """(pictures per device, mixing group, notes): the largest even share that fits and keeps groups whole."""
+    """(pictures per device, rows of a mixing draw, notes): the largest share that fits and keeps mixing's pairs."""
     total, largest = recipe.batch.global_batch, recipe.batch.largest_per_device
     if total % world:
         near = max(total // world, 1) * world
         raise UserError(
             f"batch.global_batch {total} cannot be divided among {world} devices (nearest: {near}, {near + world})"
         )
-    share = total // world
+    share, group = total // world, group_of(recipe)
     fits = [b for b in range(1, min(largest, share) + 1) if share % b == 0]
     if not (recipe.mix.mixup or recipe.mix.cutmix):
-        return fits[-1], fits[-1], []
-    whole = [b for b in fits if b % recipe.mix.group == 0]
-    if whole:
-        return whole[-1], recipe.mix.group, []
-    note = f"mixing draws once per {fits[-1]} pictures instead of {recipe.mix.group}: a device holds no whole group"
-    return fits[-1], fits[-1], [note]
+        return fits[-1], group, []
+    notes = []
+    if group != recipe.mix.group:
+        notes.append(
+            f"mixing draws once per {group} pictures instead of {recipe.mix.group}: the global batch of {total} is not"
+            " made of such groups"
+        )
+    paired = [b for b in fits if keeps_pairs(b, group)]
+    if paired:
+        if paired[-1] < fits[-1]:
+            notes.append(f"a device holds {paired[-1]} pictures at once, not {fits[-1]}: mixing wants an even number")
+        return paired[-1], group, notes
+    notes.append(
+        f"mixing draws once per {fits[-1]} pictures instead of {group}: a device's {share} hold no pairs of a group, so"
+        " this run mixes other pictures than one on another number of devices"
+    )
+    return fits[-1], fits[-1], notes
 
 
 def all_reduce_bytes(parameters: int, world: int) -> float:
@@ -133,4 +157,7 @@ def plan_lines(recipe: Recipe, plan: Plan) -> list[tuple[str, str]]:
         ("lr", f"{rule}{plan.lr:g}; {s.warmup_epochs:g} epochs warm-up from {start:g}, cosine to {end:g}"),
         ("steps", f"{plan.steps_per_epoch:,} per epoch, {plan.total_steps:,} in {s.epochs} epochs"),
     ]
+    size = recipe.model.image_size
+    if recipe.augment.crop == "auto" and recipe.augment.crop_at(size) == "padded":
+        lines.append(("crop", f"{size} pixels with 4 of padding and a random shift, as the official loader up to 32"))
     return lines + [("note", note) for note in plan.notes]

@@ -11,6 +11,8 @@ from .settings import internal, meaning, setting
 PRECISIONS = ("O0", "O1", "O2", "O3")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SMALL_INPUT = 32
+"""Pixels up to which the official loader (DeiT's build_transform) only shifts a picture: CIFAR's size."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,10 @@ class Augment:
     """What happens to a training picture, in this order."""
 
     crop: str = setting(
-        "resized",
-        "resized: random area and aspect; padded: 4 pixels of padding and a random crop; none: only resized",
-        choices=("resized", "padded", "none"),
+        "auto",
+        "resized: random area and aspect; padded: 4 pixels of padding and a random crop; none: only resized; auto:"
+        " padded for input of up to 32 pixels, else resized, as the official loader",
+        choices=("auto", "resized", "padded", "none"),
     )
     crop_scale: tuple[float, float] = setting(
         (0.08, 1.0), "area of a resized crop, share of the picture", at_least=1e-4, at_most=1
@@ -71,6 +74,12 @@ class Augment:
     fill: tuple[int, int, int] = setting((124, 116, 104), "colour of uncovered pixels", at_least=0, at_most=255)
     erase: float = setting(0.0, "probability of random erasing with per-pixel noise", at_least=0, at_most=1)
     repeats: int = setting(1, "times a picture is seen in an epoch, each with its own draws", at_least=1, at_most=16)
+
+    def crop_at(self, size: int) -> str:
+        """`crop` for an input of `size` pixels, no longer auto."""
+        if self.crop != "auto":
+            return self.crop
+        return "padded" if size <= SMALL_INPUT else "resized"
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,10 @@ TAIL = """
 
 ## What follows
 
-- **Up to {whole} cards the recipe stays the paper's**: a card holds at least one mixing group of {group} pictures of
-  the global batch of {batch}. Beyond, updates and learning rates stay, but mixing draws for smaller groups; the plan
-  says so.
+- **The recipe stays the paper's on all of them.** Up to {whole} cards, a card holds at least one mixing group of
+  {group} pictures of the global batch of {batch}; beyond, it holds pairs of one, and mixes them with the draw of the
+  whole group. Pixels, targets and drop path are the same on any number of cards that gives each an even number of
+  pictures, up to {most}.
 - **At 1,024 cards a card holds {last} pictures**, which uses it badly. Larger shares need a larger global batch: at 128
   pictures a card {large:,}, {few} updates an epoch. No result of CrossViT beyond 4,096 is published that we know of.
 - **The learning rate** follows `optimizer.lr_scaling`; the linear rule would ask for {lr:g} there. That it holds so far
@@ -109,7 +110,7 @@ def rows(known: dict[str, Any]) -> list[tuple[str, list[str]]]:
     hours = [u * p.total_steps / 3600 for u, p in zip(update, plans, strict=True)]
     return [
         ("pictures a card holds x accumulation", [f"{p.per_device} x {p.accumulation}" for p in plans]),
-        ("pictures of a mixing draw", [f"{p.group}" for p in plans]),
+        ("pictures of a mixing draw", [f"{p.mix_group}" for p in plans]),
         ("updates, an epoch and in all", [f"{p.steps_per_epoch} and {p.total_steps:,}" for p in plans]),
         ("MB sent by each card per update", [f"{s / 1e6:.1f}" for s in sent]),
         ("all-reduce, ms, bandwidth only", [f"{1e3 * m:.1f}" for m in moving]),
@@ -146,6 +147,7 @@ def page() -> str:
             batch=f"{last.global_batch:,}",
             whole=last.global_batch // known["recipe"].mix.group,
             group=known["recipe"].mix.group,
+            most=f"{last.global_batch // 2:,}",
             last=last.per_device,
             large=large,
             few=TRAIN // large,

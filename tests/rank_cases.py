@@ -51,8 +51,11 @@ def toy_state(recipe, classes: int):
     return State(model, optimizer, new_average(model, optimizer), LossScale.for_precision(recipe.run.precision))
 
 
-def train(process: runtime.Runtime, data, *changes: str, before=None, after=None) -> dict[str, Any]:
-    """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model."""
+def train(process: runtime.Runtime, data, *changes: str, before=None, early=None, after=None) -> dict[str, Any]:
+    """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model.
+
+    early(update, inputs): the inputs of the micro-batches before the last of an update.
+    """
     from mindcv_crossvit import build
     from mindcv_crossvit.journal import Journal
     from mindcv_crossvit.plan import make_plan
@@ -77,6 +80,9 @@ def train(process: runtime.Runtime, data, *changes: str, before=None, after=None
             return outcome
 
         training.step.apply = watched
+        if early:
+            add = training.step.add
+            training.step.add = lambda inputs, *rest: add(early(state.update + 1, inputs), *rest)
         try:
             found["score"] = asdict(fit(training))
         except Exception as error:
@@ -117,6 +123,15 @@ def sets_that_do_not_divide(process: runtime.Runtime) -> Any:
         moved = float(np.abs(one["weights"]["model.weight"]).max())
         found.append({"off": off, "moved": moved, "several": several["score"], "one": one["score"]})
     return found
+
+
+@case
+def pictures_of_any_ranks_and_workers(process: runtime.Runtime) -> Any:
+    """The pictures of two epochs' ends by this rank with one worker and with two, and all of them by one process."""
+    from prepared_pictures import prepare
+
+    mine = [prepare(process, 18, 22, workers) for workers in (1, 2)]
+    return {"mine": mine, "all": prepare(runtime.Runtime("CPU"), 18, 22, 0)}
 
 
 @case
@@ -161,12 +176,38 @@ def ranks_that_drift(process: runtime.Runtime) -> Any:
 @case
 def a_loss_that_is_not_finite(process: runtime.Runtime) -> Any:
     """On the last rank only, in update 4."""
+    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", before=spoils(process, 4)))
 
-    def spoil(update, inputs):
-        spoiled = update == 4 and process.rank == process.world - 1
+
+def spoils(process: runtime.Runtime, update: int):
+    """Infinite pictures for the last rank in one update."""
+
+    def spoil(now, inputs):
+        spoiled = now == update and process.rank == process.world - 1
         return inputs._replace(images=inputs.images * float("inf")) if spoiled else inputs
 
-    return plain(train(process, digits(128, 8), "checkpoint.every_updates=3", before=spoil))
+    return spoil
+
+
+@case
+def a_loss_that_is_not_finite_far_from_a_save(process: runtime.Runtime) -> Any:
+    """In update 6, on the last rank: in its last micro-batch, in an earlier one, with a loss scale, with clipping."""
+    import numpy as np
+
+    found, data = [], digits(128, 8)
+    for name, settings in (("before", []), ("early", []), ("before", ["O3"]), ("before", ["optimizer.clip_norm=1"])):
+        kept = {}
+
+        def keep(update, model, kept=kept):
+            if update == 5:
+                kept.update({f"model.{p.name}": p.asnumpy().copy() for p in model.get_parameters()})
+
+        settings = [s if "=" in s else f"run.precision={s}" for s in settings]
+        run = train(process, data, *settings, after=keep, **{name: spoils(process, 6)})
+        finite = all(np.isfinite(value).all() for value in run["weights"].values())
+        same = all(np.array_equal(value, run["weights"][name]) for name, value in kept.items())
+        found.append({**plain(run), "finite": finite, "same": same and len(kept) == 2})
+    return found
 
 
 @case
@@ -199,6 +240,51 @@ def gradients_that_overflow(process: runtime.Runtime) -> Any:
         before=enlarge,
     )
     return {**plain(found), "moved": float(np.abs(found["weights"]["model.weight"]).max())}
+
+
+@case
+def clipping_of_unlike_gradients(process: runtime.Runtime) -> Any:
+    """One update of SGD with a learning rate of 1 from zero weights: what the parameters move by, and by hand."""
+    import numpy as np
+    from mindspore import ParameterTuple
+
+    from mindcv_crossvit.recipe_file import load_recipe
+    from mindcv_crossvit.training.step import Micro, Options, TrainStep
+
+    settings = ["optimizer.name=sgd", "optimizer.momentum=0", "optimizer.weight_decay=0"]
+    recipe, norm, rng = load_recipe(ROOT / "tests" / "tiny.yaml", settings), 0.5, np.random.default_rng(0)
+    parts = []
+    for rank in range(process.world):
+        images = (rng.normal(size=(2, 3, 16, 16)) * 3**rank).astype(np.float32)
+        parts.append(
+            Micro(images, np.eye(10, dtype=np.float32)[rng.integers(10, size=2)], np.zeros((0, 2), np.float32))
+        )
+
+    def moved(mine: list[Micro], world: int) -> np.ndarray:
+        state = toy_state(recipe, 10)
+        options = Options(accumulation=len(mine), world=world, clip_norm=norm)
+        step = TrainStep(state.model, state.optimizer, options, ParameterTuple([]))
+        for part in mine[:-1]:
+            step.add(part)
+        assert step.apply(mine[-1], state.optimizer.scalars(1.0, 1)).finite
+        return np.concatenate([p.asnumpy().reshape(-1) for p in state.model.get_parameters()])
+
+    def gradient(part: Micro) -> np.ndarray:
+        error = (0.1 - part.targets.astype(np.float64)) / 2  # softmax of zeros, less the target
+        return np.concatenate([(part.images.reshape(2, -1).T @ error).reshape(-1), error.sum(0)])
+
+    def clipped(gradient: np.ndarray) -> np.ndarray:
+        return gradient * min(1.0, norm / np.linalg.norm(gradient))
+
+    gradients = [gradient(part) for part in parts]
+    several, one = moved([parts[process.rank]], process.world), moved(parts, 1)
+    after, before = clipped(np.mean(gradients, 0)), np.mean([clipped(g) for g in gradients], 0)
+    return {
+        "off one rank": float(np.abs(several - one).max()),
+        "off clip of the mean": float(np.abs(several + after).max()),
+        "off mean of the clipped": float(np.abs(several + before).max()),
+        "norm": float(np.linalg.norm(several)),
+    }
 
 
 @case

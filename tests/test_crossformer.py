@@ -215,7 +215,7 @@ def test_the_recipes_learning_rate_is_the_official_one_with_every_update():
 
     recipe = load_recipe(ROOT / "configs" / "crossformer_t_ascend.yaml")
     assert (scaled_lr(recipe), lr_scale(recipe)) == (1e-3, 2)
-    plan = Plan(8, 1024, 128, 1, 128, 1e-3, 10240, 10, 5, 10, 3000, "", (), 2)
+    plan = Plan(8, 1024, 128, 1, 128, 128, 1e-3, 10240, 10, 5, 10, 3000, "", (), 2)
     official = REFERENCE["schedule"]
     rates = [lr_at(recipe.schedule, plan, k) for k in official["updates"]]
     np.testing.assert_allclose(rates, official["rates"], rtol=1e-7)

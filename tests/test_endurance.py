@@ -19,8 +19,8 @@ SMALL = ["model.img_size=[16, 16]", "model.embed_dim=[8, 16]", "model.depth=[[1,
 SMALL += ["model.patch_size=[4, 8]", "model.mlp_ratio=[2, 2, 1]"]
 
 
-def two_ranks(config: Path, folder: Path, *changes: str) -> list[object]:
-    words = [*msrun_words(2, free_port()), "python", ROOT / "train.py", "-c", config, "--output", folder]
+def two_ranks(config: Path, folder: Path, *changes: str, script: str = "train.py") -> list[object]:
+    words = [*msrun_words(2, free_port()), "python", ROOT / script, "-c", config, "--output", folder]
     return [*words, *(word for change in changes for word in ("--set", change))]
 
 
@@ -69,14 +69,32 @@ def test_gradients_that_overflow_in_float16_are_left_out_by_all_ranks(tmp_path, 
     assert newest.meta["applied"] == 144 - log.count("left out: gradients overflowed")
 
 
+def ends_with_the_state_before(folder: Path, code: int, said: str) -> dict:
+    """Both ranks ended for a loss that is not finite, with the state before it on disk; the checkpoint's metadata."""
+    assert code == 3 and "supervise: restart" not in said, said[-3000:]
+    newest = CheckpointFolder(folder).newest_whole()
+    assert newest and all(np.isfinite(tensor).all() for tensor in newest.tensors.values())
+    update = newest.meta["update"]
+    for rank in (0, 1):
+        assert f"ended: rank {rank} ended with code 3: the loss is not finite in update {update + 1} " in said
+    assert f"the state before it is on disk: the checkpoint after update {update}. Try a lower optimizer.lr" in said
+    assert f'"update": {update + 1},' not in (folder / "metrics.jsonl").read_text()
+    return newest.meta
+
+
 def test_a_loss_that_is_not_finite_in_float16_ends_all_ranks_with_the_state_before_it(tmp_path):
     changes = [*HALF, "run.precision=O2", "optimizer.lr=1e30"]
     code, said = Supervised(tmp_path / "logs", two_ranks(TINY, tmp_path / "run", *changes)).end(400)
-    assert code == 3 and "supervise: restart" not in said, said[-3000:]
-    newest = CheckpointFolder(tmp_path / "run").newest_whole()
-    assert newest and all(np.isfinite(tensor).all() for tensor in newest.tensors.values())
-    for rank in (0, 1):
-        assert (
-            f"ended: rank {rank} ended with code 3: the loss is not finite in update {newest.meta['update']} " in said
-        )
-    assert "the state before it is on disk" in said and "less float16 than run.precision=O2" in said
+    ends_with_the_state_before(tmp_path / "run", code, said)
+    assert "less float16 than run.precision=O2" in said
+
+
+@pytest.mark.parametrize("precision", ["O0", "O3"])
+def test_a_loss_that_is_not_finite_on_one_rank_is_not_applied_on_any(tmp_path, precision):
+    """Far from any other save."""
+    changes = [*HALF, f"run.precision={precision}"]
+    command = two_ranks(TINY, tmp_path / "run", *changes, script="tests/nan_train.py")
+    code, said = Supervised(tmp_path / "logs", command).end(400)
+    meta = ends_with_the_state_before(tmp_path / "run", code, said)
+    assert meta["update"] == 6 and (meta["applied"] == 6 or precision == "O3")
+    assert [p.stem for p in CheckpointFolder(tmp_path / "run").steps()] == ["step-000000006"]

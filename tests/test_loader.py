@@ -11,12 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
+from reference import reference
 from worker_scripts import NumberView, numbered
 
+from mindcv_crossvit.data import views
 from mindcv_crossvit.data.draws import Purpose, drop_path_scale, stream
 from mindcv_crossvit.data.loader import Loader
 from mindcv_crossvit.data.sources import EncodedSource, Source, Splits, open_data
@@ -74,7 +77,7 @@ def jobs(
 
 def job(pictures: Iterable[int], epoch: int = 0, first_row: int = 0, copy: int = 0) -> Job:
     indices = np.array(list(pictures))
-    return Job(indices, np.full(len(indices), copy), epoch, first_row)
+    return Job(indices, np.full(len(indices), copy), np.arange(first_row, first_row + len(indices)), epoch)
 
 
 def run(loader: Loader, view: str, work: Iterable[Job]) -> list[Bytes]:
@@ -133,7 +136,7 @@ def no_workers(two_workers: Loader) -> Loader:
 def test_a_batch_does_not_change_until_the_next_is_taken(two_workers):
     for job, arrays, _ in two_workers.batches("numbers", numbered(range(2, 30))):
         time.sleep(0.005)
-        assert arrays["number"].tolist() == [job.first_row] * 2
+        assert arrays["number"].tolist() == [job.rows[0]] * 2
 
 
 def test_the_order_is_that_of_the_jobs_even_if_one_takes_long(two_workers):
@@ -148,10 +151,10 @@ def test_no_jobs_give_no_batches(two_workers, no_workers):
 
 def test_a_pass_that_was_given_up_does_not_write_into_the_next(two_workers):
     """Job 1 is still being prepared, for the second slot, when the next pass begins."""
-    assert next(two_workers.batches("numbers", numbered(range(8)))).job.first_row == 0
+    assert next(two_workers.batches("numbers", numbered(range(8)))).job.rows[0] == 0
     for job, arrays, _ in two_workers.batches("numbers", numbered(range(100, 104))):
         time.sleep(0.2)
-        assert arrays["number"].tolist() == [job.first_row] * 2
+        assert arrays["number"].tolist() == [job.rows[0]] * 2
 
 
 @pytest.mark.parametrize("view", ["stop", "val stop"])
@@ -279,9 +282,9 @@ def global_rows(world: int, per_device: int, stop: int = 5, **how: int) -> dict[
         assert len(mine) == stop * GLOBAL // (world * per_device)
         for work in mine:
             assert len(work.indices) == len(work.copies) == per_device
-            for row in range(per_device):
-                assert (work.epoch, work.first_row + row) not in found
-                found[work.epoch, work.first_row + row] = int(work.indices[row]), int(work.copies[row])
+            for index, copy, row in zip(work.indices.tolist(), work.copies.tolist(), work.rows.tolist(), strict=True):
+                assert (work.epoch, row) not in found
+                found[work.epoch, row] = index, copy
     return dict(sorted(found.items()))
 
 
@@ -300,12 +303,12 @@ def test_all_ranks_together_have_the_repeated_rows_of_one(repeats):
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_micro_batches_come_before_ranks_in_a_global_batch(world):
-    """The loop takes the columns of drop path by this rule."""
     for rank in range(world):
         for k, work in enumerate(jobs(0, 7, rank, world, per_device=4)):
             update, micro = divmod(k, GLOBAL // (world * 4))
             epoch, step = divmod(update, PER_EPOCH)
-            assert (work.epoch, work.first_row) == (epoch, step * GLOBAL + (micro * world + rank) * 4)
+            first = step * GLOBAL + (micro * world + rank) * 4
+            assert work.epoch == epoch and work.rows.tolist() == list(range(first, first + 4))
 
 
 def test_updates_take_the_rows_of_an_epoch_in_order():
@@ -317,29 +320,10 @@ def test_updates_take_the_rows_of_an_epoch_in_order():
         assert found == list(zip(indices.tolist(), copies.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("world, per_device", [(1, 8), (2, 8), (4, 8), (2, 16)])
-def test_all_ranks_together_prepare_the_bytes_of_one(world, per_device):
-    """Pixels and targets, mixing and accumulation included: rows are put together by their number."""
-
-    def rows(world: int, per_device: int) -> Arrays:
-        view, found = train_view(batch=per_device), {}
-        for rank in range(world):
-            for work in jobs(2, 4, rank, world, per_device):
-                arrays = filled(view, work)
-                for row in range(per_device):
-                    found[work.epoch, work.first_row + row] = {name: array[row] for name, array in arrays.items()}
-        return {name: np.stack([found[number][name] for number in sorted(found)]) for name in ("images", "targets")}
-
-    expected, together = rows(1, GLOBAL), rows(world, per_device)
-    assert len(expected["images"]) == 2 * GLOBAL
-    for name in expected:
-        np.testing.assert_array_equal(together[name], expected[name])
-
-
 @pytest.mark.parametrize("start", [1, PER_EPOCH, PER_EPOCH + 1, 7])
 def test_starting_in_the_middle_gives_the_same_tail(start):
-    def listed(work: Iterable[Job]) -> list[tuple[int, int, list[int]]]:
-        return [(job.epoch, job.first_row, job.indices.tolist()) for job in work]
+    def listed(work: Iterable[Job]) -> list[tuple[int, list[int], list[int]]]:
+        return [(job.epoch, job.rows.tolist(), job.indices.tolist()) for job in work]
 
     for rank in range(2):
         whole = listed(jobs(0, 9, rank, 2))
@@ -385,6 +369,16 @@ def test_a_repeated_picture_has_every_copy_once_each_in_another_group(repeats):
     for places in seen.values():
         assert {copy for _, copy in places} == set(range(len(places)))
         assert len({group for group, _ in places}) == len(places)
+
+
+def test_the_order_is_timms_repeated_sampler_with_a_mixing_group_for_each_of_its_ranks(monkeypatch):
+    known = reference("repeats.json")
+    given = SimpleNamespace(permutation=lambda size: np.array(known["order"]))
+    monkeypatch.setattr(views, "stream", lambda *_: given)
+    ranks, updates = len(known["ranks"]), len(known["ranks"][0]) // 16
+    indices, _ = Order(0, known["pictures"], 16 * ranks, updates, known["repeats"], group=16).epoch(0)
+    for rank, theirs in enumerate(known["ranks"]):
+        assert indices.reshape(updates, ranks, 16)[:, rank].reshape(-1).tolist() == theirs
 
 
 def test_copies_of_a_picture_have_other_draws():
@@ -448,22 +442,7 @@ def test_drop_path_is_a_function_of_seed_and_update():
         assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("world, per_device", [(1, 8), (2, 8), (4, 8), (2, 16)])
-def test_drop_path_columns_belong_to_rows_whatever_the_ranks(world, per_device):
-    """A rank takes the columns of its rows in the global batch; together they are all columns, each once."""
-    update = PER_EPOCH + 1
-    scale, together = drop_path_scale(3, update, (0.2, 0.4), GLOBAL), np.full((2, GLOBAL), np.nan)
-    for rank in range(world):
-        for work in jobs(update, update + 1, rank, world, per_device):
-            columns = slice(work.first_row % GLOBAL, work.first_row % GLOBAL + per_device)
-            assert np.isnan(together[:, columns]).all()
-            together[:, columns] = drop_path_scale(3, update, (0.2, 0.4), GLOBAL)[:, columns]
-    np.testing.assert_array_equal(together, scale)
-
-
 def test_too_little_shared_memory_is_said_beforehand(monkeypatch):
-    from types import SimpleNamespace
-
     from mindcv_crossvit.data import loader
 
     monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))

@@ -135,9 +135,9 @@ def test_two_ranks_train_in_half_precision_with_their_average(finished, tmp_path
     assert done.returncode == 0, (tmp_path / "logs" / "worker_0.log").read_text()[-2000:]
     half, whole = read_checkpoint(tmp_path / "run" / "last.safetensors"), read_checkpoint(finished / "last.safetensors")
     assert half.meta["loss_scale"]["dynamic"] and half.meta["applied"] == 10 and half.part("ema")
-    for one, two in zip(metrics(finished), metrics(tmp_path / "run"), strict=True):
-        if "loss" in one:
-            assert 0 < abs(one["loss"] - two["loss"]) < 5e-3
+    pairs = zip(metrics(finished), metrics(tmp_path / "run"), strict=True)
+    off = [abs(one["loss"] - two["loss"]) for one, two in pairs if "loss" in one]
+    assert max(off) < 5e-3 and sum(o > 0 for o in off) > 5  # fresh weights may give the very same loss
     for name, value in whole.part("ema").items():
         np.testing.assert_allclose(half.part("ema")[name], value, rtol=0, atol=2e-3)
 
@@ -156,7 +156,7 @@ def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_pa
     same_run(whole, half)
     done = call("train.py", "-c", TINY, "--output", alone, "--resume", "auto")
     assert done.returncode == 0, done.stderr
-    assert "1 devices instead of 2: the same global batches" in done.stdout
+    assert "1 device x 128 pictures instead of 2 x 128: the same global batches" in done.stdout
     for one, two in zip(metrics(whole), metrics(alone), strict=True):
         np.testing.assert_allclose([one["update"], one.get("loss", 0)], [two["update"], two.get("loss", 0)], atol=2e-5)
 

@@ -12,28 +12,28 @@ import pytest
 from running import ROOT, TINY, call, call_msrun, last_json, msrun_env, same_run, same_to_rounding
 
 pytestmark = pytest.mark.slow
-SETTINGS = ["augment.repeats=3", "batch.global_batch=160", "batch.largest_per_device=20", "mix.group=20"]
+SETTINGS = ["augment.repeats=3", "batch.global_batch=160", "batch.largest_per_device=20", "mix.group=40"]
 SETTINGS += ["schedule.epochs=3", "evaluate.every_epochs=3", "checkpoint.every_epochs=3", "model.depth=[[1,1,0]]"]
 PATIENCE = 1200  # seconds; eight ranks on two cores that others use, too
 RECIPE = ["-c", str(TINY), *(word for setting in SETTINGS for word in ("--set", setting))]
 
 
 @pytest.fixture(scope="module")
-def by_ranks(tmp_path_factory) -> Callable[[int], Path]:
-    """The run folder of 24 updates by so many ranks; each is run once."""
-    finished: dict[int, Path] = {}
+def by_ranks(tmp_path_factory) -> Callable[..., Path]:
+    """The run folder of 24 updates by so many ranks, of `largest` pictures at once; each is run once."""
+    finished: dict[tuple[int, int], Path] = {}
 
-    def run(world: int) -> Path:
-        if world not in finished:
+    def run(world: int, largest: int = 20) -> Path:
+        if (world, largest) not in finished:
             root = tmp_path_factory.mktemp(f"ranks-{world}")
-            words = ("train.py", *RECIPE, "--output", root / "run")
+            words = ("train.py", *RECIPE, "--set", f"batch.largest_per_device={largest}", "--output", root / "run")
             if world == 1:
                 done = call(*words, timeout=PATIENCE)
             else:
                 done = call_msrun(world, root / "logs", *words, timeout=PATIENCE)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-            finished[world] = root / "run"
-        return finished[world]
+            finished[world, largest] = root / "run"
+        return finished[world, largest]
 
     return run
 
@@ -43,6 +43,13 @@ def test_the_same_training_on_any_number_of_ranks(by_ranks, world):
     same_to_rounding(by_ranks(1), by_ranks(world))
     plan = (by_ranks(world) / "plan.txt").read_text()
     assert f"{world} devices x 20 x {8 // world} accumulation = 160 pictures per update" in plan
+
+
+def test_the_same_training_with_other_micro_batches(by_ranks):
+    """All pictures at once on one rank, half a mixing group on each of eight."""
+    whole = by_ranks(1, 160)
+    same_to_rounding(whole, by_ranks(8))
+    assert "1 device x 160 x 1 accumulation = 160 pictures per update" in (whole / "plan.txt").read_text()
 
 
 @pytest.mark.parametrize("world", [2, 4, 8])

@@ -179,7 +179,7 @@ def test_what_is_applied_is_distributed_as_timms(monkeypatch):
 
 
 def test_operations_are_chosen_as_often_and_with_repetition_as_timms(monkeypatch):
-    pictures = 10_000
+    pictures = DRAWS["images"]
     chosen = record(monkeypatch, replace(parse_policy(DRAWS["policy"]), prob=1.0), pictures)
     assert len(chosen) == 2 * pictures
     assert_same_counts(Counter(c.name for c in chosen), DRAWS["chosen"])

@@ -63,7 +63,7 @@ def cases(request, tmp_path_factory) -> list[dict[str, dict]]:
     return [{s["name"]: s["found"] for s in rank} for rank in said]
 
 
-def of_all(cases, name: str) -> list:
+def of_all(cases, name: str) -> dict:
     """The finding of every rank, rank 0's log aside, which must be the same."""
     assert all({**c[name], "log": "", "saved": 0} == {**cases[0][name], "log": "", "saved": 0} for c in cases)
     return cases[0][name]
@@ -76,6 +76,14 @@ def test_sets_that_do_not_divide_give_the_same_training_and_scores(cases):
             assert found["several"]["top1"] == found["one"]["top1"]
             assert found["several"]["loss"] == pytest.approx(found["one"]["loss"], abs=1e-6)
         assert [f["several"]["images"] for f in rank["sets_that_do_not_divide"]] == [1, 5]
+
+
+def test_ranks_with_any_workers_prepare_the_pictures_of_one_process_without(cases):
+    found = [rank["pictures_of_any_ranks_and_workers"] for rank in cases]
+    assert len(found[0]["all"]) == 4 * 64 and all(f["all"] == found[0]["all"] for f in found)
+    for k in range(2):
+        together = [line for rank in found for line in rank["mine"][k]]
+        assert sorted(together) == sorted(found[0]["all"])
 
 
 def test_scores_are_those_of_one_rank_bit_for_bit_empty_shares_included(cases):
@@ -99,6 +107,16 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_in_the_same_update(cases
     assert found["saved"] == 3
 
 
+def test_a_loss_that_is_not_finite_is_not_applied_and_the_state_before_it_is_saved(cases):
+    name = "a_loss_that_is_not_finite_far_from_a_save"
+    for k, (found, *others) in enumerate(zip(*(rank[name] for rank in cases), strict=True)):
+        assert all({**other, "log": "", "saved": 5} == {**found, "log": ""} for other in others)
+        assert found["error"].startswith("NonFiniteLoss: the loss is not finite in update 6 (epoch 1, step 6, lr ")
+        assert "the state before it is on disk: the checkpoint after update 5. Try a lower" in found["error"]
+        assert ("less float16 than run.precision=O3" in found["error"]) == (k == 2)
+        assert (found["saved"], found["update"], found["applied"]) == (5, 5, 5) and found["finite"] and found["same"]
+
+
 def test_parameters_that_are_not_finite_are_not_saved(cases):
     found = of_all(cases, "parameters_that_are_not_finite")
     assert found["error"].startswith("NonFiniteLoss: model.bias is not finite after update 6; ")
@@ -112,6 +130,13 @@ def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(cases):
     assert "on disk: the checkpoint after update 27. Try" in found["error"] and found["saved"] == 27
     assert "less float16 than run.precision=O2" in found["error"]
     assert "update 1 left out: gradients overflowed; loss scale 32768" in cases[0]["gradients_that_overflow"]["log"]
+
+
+def test_gradients_are_clipped_after_they_are_averaged(cases):
+    found = of_all(cases, "clipping_of_unlike_gradients")
+    assert found["off one rank"] < 1e-7 and found["off clip of the mean"] < 1e-7
+    assert found["off mean of the clipped"] > 1e-3
+    assert found["norm"] == pytest.approx(0.5, rel=1e-4)
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):

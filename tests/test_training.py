@@ -85,7 +85,7 @@ def test_the_schedule_warms_up_and_follows_one_cosine():
     from mindcv_crossvit.recipe import Schedule
     from mindcv_crossvit.training.schedule import lr_at
 
-    plan = Plan(1, 10, 10, 1, 10, 0.004, 100, 10, 5, 10, 3000, "", ())
+    plan = Plan(1, 10, 10, 1, 10, 10, 0.004, 100, 10, 5, 10, 3000, "", ())
     schedule = Schedule(epochs=300, warmup_epochs=30)
     rates = np.array([lr_at(schedule, plan, k) for k in range(3000)])
     assert rates[0] == 1e-6
@@ -105,7 +105,7 @@ def official_rates() -> list[float]:
     from mindcv_crossvit.recipe import Schedule
     from mindcv_crossvit.training.schedule import lr_at
 
-    plan = Plan(1, 10, 10, 1, 10, 0.004, 100, 10, 5, 10, 3000, "", ())
+    plan = Plan(1, 10, 10, 1, 10, 10, 0.004, 100, 10, 5, 10, 3000, "", ())
     schedule = Schedule(epochs=300, warmup_epochs=30, stepping="epoch")
     rates = np.array([lr_at(schedule, plan, k) for k in range(3000)]).reshape(300, 10)
     assert np.all(rates == rates[:, :1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from reference import assert_same_counts, assert_same_distribution, crc, photo, reference
+from scipy.stats import chisquare
 
 from mindcv_crossvit.data.draws import Purpose, stream
 from mindcv_crossvit.data.transforms import (
@@ -35,7 +37,10 @@ PIXELS = Normalise((0.0, 0.0, 0.0), (1 / 255, 1 / 255, 1 / 255))
 """Gives the pixel values themselves, 0 to 255."""
 PLAIN = Augment(crop="none", flip=0.0)
 EVERYTHING = Augment(
-    rand_augment="rand-m9-mstd0.5-inc1", erase=0.5, affine=Affine(degrees=10, scale=(0.9, 1.1), shift=0.1)
+    crop="resized",
+    rand_augment="rand-m9-mstd0.5-inc1",
+    erase=0.5,
+    affine=Affine(degrees=10, scale=(0.9, 1.1), shift=0.1),
 )
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -250,7 +255,7 @@ def test_without_augmentation_training_pixels_are_the_pictures():
 
 
 def test_a_resized_crop_is_pillows_bicubic_of_its_box():
-    transform = TrainTransform(16, Augment(flip=0.0), PIXELS)
+    transform = TrainTransform(16, Augment(crop="resized", flip=0.0), PIXELS)
     for k in range(10):
         box = resized_crop_box((40, 40), SCALE, RATIO, draw_for(k)(Purpose.CROP))
         expected = picture(40).crop(box).resize((16, 16), Image.Resampling.BICUBIC)
@@ -261,10 +266,23 @@ def test_a_padded_crop_is_a_shift_of_at_most_the_padding_with_black_borders():
     image = picture(12)
     padded = np.pad(np.asarray(image), ((4, 4), (4, 4), (0, 0)))
     windows = {padded[y : y + 12, x : x + 12].tobytes(): (x, y) for y in range(9) for x in range(9)}
-    found = [windows[padded_crop(image, 4, draw_for(k)(Purpose.CROP)).tobytes()] for k in range(1500)]
-    assert set(found) == set(windows.values())
+    found = [windows[padded_crop(image, 4, draw_for(k)(Purpose.CROP)).tobytes()] for k in range(30_000)]
+    counts = Counter(found)
+    assert set(counts) == set(windows.values())
+    assert chisquare(list(counts.values())).pvalue > 0.01
     again = TrainTransform(12, replace(PLAIN, crop="padded"), PIXELS)(image, draw_for(0))
     assert windows[channels_last(again).astype(np.uint8).tobytes()] == found[0]
+
+
+@pytest.mark.parametrize("size, crop", [(16, "padded"), (32, "padded"), (33, "resized"), (240, "resized")])
+def test_input_of_up_to_32_pixels_is_padded_and_shifted_unless_said_otherwise(size, crop):
+    """As the official loader, whose condition is `input_size > 32`."""
+
+    def pixels(**how: str) -> bytes:
+        return TrainTransform(size, Augment(**how), PIXELS)(picture(40), draw_for(5)).tobytes()  # type: ignore[arg-type]
+
+    assert pixels() == pixels(crop="auto") == pixels(crop=crop)
+    assert len({pixels(crop=name) for name in ("resized", "padded", "none")}) == 3
 
 
 def test_a_flip_is_left_to_right_and_as_likely_as_said():

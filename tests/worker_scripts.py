@@ -34,15 +34,16 @@ class NumberView:
         return {"number": (2,), "process": (1,)}
 
     def fill(self, job: Job, arrays: Arrays) -> list[tuple[int, str]]:
-        if job.first_row == self.fatal:
+        number = job.rows[0]
+        if number == self.fatal:
             os._exit(1)
-        time.sleep(0.4 if job.first_row == self.slow else 0)
-        arrays["number"][:], arrays["process"][:] = job.first_row, os.getpid()
+        time.sleep(0.4 if number == self.slow else 0)
+        arrays["number"][:], arrays["process"][:] = number, os.getpid()
         return []
 
 
 def numbered(numbers: Iterable[int]) -> Iterable[Job]:
-    return (Job(np.arange(2), np.zeros(2, np.int64), 0, number) for number in numbers)
+    return (Job(np.arange(2), np.zeros(2, np.int64), np.full(2, number)) for number in numbers)
 
 
 @dataclass(frozen=True)

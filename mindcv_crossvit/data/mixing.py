@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,16 +18,26 @@ def soft_targets(labels: np.ndarray, num_classes: int, smoothing: float, out: np
     out[np.arange(len(labels)), labels] += 1 - smoothing
 
 
-def mix_groups(images: np.ndarray, targets: np.ndarray, mix: Mix, group: int, draws) -> None:
-    """Mixes images [B, 3, H, W] and targets [B, C] in place, group by group.
+def mix_groups(
+    images: np.ndarray,
+    targets: np.ndarray,
+    mix: Mix,
+    group: int,
+    draws: Callable[[int], np.random.Generator],
+    rows: np.ndarray | None = None,
+) -> None:
+    """Mixes images [B, 3, H, W] and targets [B, C] in place, each group or part of one with itself reversed.
 
-    draws: gives the random stream of the k-th group; B is a multiple of `group`.
+    group: rows that share a draw. draws: gives the random stream of the k-th group. rows: which row of all groups each
+    of the B is, groups ascending, parts of groups closed under reversal (see shares); None for the first B rows.
     """
     if not (mix.mixup or mix.cutmix):
         return
-    for k, start in enumerate(range(0, len(images), group)):
-        lam, box = draw_mix(mix, images.shape[-2:], draws(k))
-        apply_mix(images[start : start + group], targets[start : start + group], lam, box)
+    numbers = (np.arange(len(images)) if rows is None else rows) // group
+    groups, starts = np.unique(numbers, return_index=True)
+    for number, start, stop in zip(groups, starts, [*starts[1:], len(images)], strict=True):
+        lam, box = draw_mix(mix, images.shape[-2:], draws(int(number)))
+        apply_mix(images[start:stop], targets[start:stop], lam, box)
 
 
 def draw_mix(mix: Mix, shape: tuple[int, ...], rng: np.random.Generator) -> tuple[float, Box | None]:

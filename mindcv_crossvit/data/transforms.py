@@ -59,13 +59,13 @@ class TrainTransform:
         return pixels
 
     def _crop(self, image: Image.Image, draw: Draw) -> Image.Image:
-        a, size = self.augment, (self.size, self.size)
-        if a.crop == "resized":
+        a, size, crop = self.augment, (self.size, self.size), self.augment.crop_at(self.size)
+        if crop == "resized":
             box = resized_crop_box(image.size, a.crop_scale, a.crop_ratio, draw(Purpose.CROP))
             return resized(image, box, size)
         if image.size != size:
             image = resized(image, (0, 0, *image.size), size)
-        return padded_crop(image, 4, draw(Purpose.CROP)) if a.crop == "padded" else image
+        return padded_crop(image, 4, draw(Purpose.CROP)) if crop == "padded" else image
 
     def _affine(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         a = self.augment.affine

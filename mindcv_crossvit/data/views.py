@@ -14,6 +14,7 @@ from ..recipe import Mix
 from .draws import Purpose, stream
 from .images import BadImage
 from .mixing import mix_groups, soft_targets
+from .shares import share_rows
 from .sources import Source
 from .transforms import EvalTransform, TrainTransform
 
@@ -22,15 +23,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Job:
-    """One batch to prepare: pictures `indices`, rows first_row, first_row + 1, ... of their epoch.
+    """One batch to prepare, [B] each: pictures `indices`, their rows in the epoch's order.
 
     copies: which of its repetitions in the epoch each picture is.
     """
 
     indices: np.ndarray
     copies: np.ndarray
+    rows: np.ndarray
     epoch: int = 0
-    first_row: int = 0
 
 
 class View(Protocol):
@@ -47,7 +48,10 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class TrainView:
-    """Augmented pictures `images` [B, 3, S, S] with soft targets `targets` [B, classes]."""
+    """Augmented pictures `images` [B, 3, S, S] with soft targets `targets` [B, classes].
+
+    group: rows of the epoch that share a mixing draw, whoever prepares them.
+    """
 
     source: Source
     transform: TrainTransform
@@ -71,14 +75,8 @@ class TrainView:
         for row in range(len(labels)):
             labels[row] = self._picture(job, row, skipped, arrays["images"][row])
         soft_targets(labels, self.num_classes, self.smoothing, arrays["targets"])
-        first_group = job.first_row // self.group
-        mix_groups(
-            arrays["images"],
-            arrays["targets"],
-            self.mix,
-            self.group,
-            lambda k: stream(self.seed, Purpose.MIX, job.epoch, first_group + k),
-        )
+        draws = partial(stream, self.seed, Purpose.MIX, job.epoch)
+        mix_groups(arrays["images"], arrays["targets"], self.mix, self.group, draws, job.rows)
         return skipped
 
     def _picture(self, job: Job, row: int, skipped: list[tuple[int, str]], out: np.ndarray) -> int:
@@ -133,7 +131,7 @@ class Order:
     """Which pictures an epoch has, in which order; the same for every number of ranks.
 
     size: pictures of the set. per_epoch: updates of an epoch. repeats: times a picture is seen in an epoch.
-    group: pictures that share a mixing draw; copies of a picture fall into different groups.
+    group: rows that are mixed with each other; copies of a picture fall into different groups.
     """
 
     seed: int
@@ -167,18 +165,17 @@ class Order:
 def train_jobs(order: Order, per_device: int, rank: int, world: int, start: int, stop: int) -> Iterator[Job]:
     """The jobs of one rank for updates start to stop - 1.
 
-    Row g of a global batch belongs to micro-batch g // (world * per_device) and in it to rank
-    (g // per_device) % world, whatever the number of ranks: the global batch is the same.
+    A global batch is the same whatever the number of ranks. Its k-th part of `per_device` rows (see share_rows) is rank
+    k % world's, in micro-batch k // world.
     """
-    rows, rows_epoch = (np.empty(0, np.int64), np.empty(0, np.int64)), -1
+    indices, copies, known = np.empty(0, np.int64), np.empty(0, np.int64), -1
     for update in range(start, stop):
         epoch, step = divmod(update, order.per_epoch)
-        if epoch != rows_epoch:
-            rows, rows_epoch = order.epoch(epoch), epoch
+        if epoch != known:
+            (indices, copies), known = order.epoch(epoch), epoch
         for micro in range(order.global_batch // (world * per_device)):
-            first = step * order.global_batch + (micro * world + rank) * per_device
-            part = slice(first, first + per_device)
-            yield Job(rows[0][part], rows[1][part], epoch, first)
+            part = step * order.global_batch + share_rows(micro * world + rank, per_device, order.group)
+            yield Job(indices[part], copies[part], part, epoch)
 
 
 def eval_jobs(size: int, batch: int, rank: int, world: int) -> list[Job]:
@@ -186,4 +183,4 @@ def eval_jobs(size: int, batch: int, rank: int, world: int) -> list[Job]:
     mine = np.arange(rank, size, world)
     count = math.ceil(math.ceil(size / world) / batch)
     parts = [mine[k * batch : (k + 1) * batch] for k in range(count)]
-    return [Job(part, np.zeros_like(part)) for part in parts]
+    return [Job(part, np.zeros_like(part), part) for part in parts]

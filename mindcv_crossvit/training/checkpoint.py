@@ -115,7 +115,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "update": _is_count,
     "applied": _is_count,
     "skipped": _is_count,
-    "world": lambda v: _is_count(v) and v > 0,
+    **dict.fromkeys(("world", "per_device", "mix_group"), lambda v: _is_count(v) and v > 0),
     "best_top1": lambda v: v is None or (type(v) in (int, float) and -1 <= v <= 100),
     "loss_scale": lambda v: (
         isinstance(v, dict)

@@ -14,6 +14,7 @@ from mindspore import nn
 
 from ..data.draws import drop_path_scale
 from ..data.loader import Loader
+from ..data.shares import share_rows
 from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate, scoring
 from ..journal import Chrono, Journal, duration
@@ -74,12 +75,13 @@ def fit(t: Training) -> Score:
     while state.update < plan.total_steps:
         epoch, step = divmod(state.update, plan.steps_per_epoch)
         lr = lr_at(recipe.schedule, plan, state.update)
+        number = state.update + 1
         loss, finite, stop_asked = _update(t, feed, lr)
         if problem := _diverged(t, loss, finite):
-            if state.loss_scale.dynamic and not finite:  # left out: the parameters are those before it
+            if t.saved != (state.update or None):  # the update was left out: the parameters are those before it
                 with contextlib.suppress(NotSaved):
                     _save(t, must=False)
-            where = f"in update {state.update} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g})"
+            where = f"in update {number} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g})"
             raise NonFiniteLoss(f"{problem} {where}; {_kept(t)}. {_advice(t)}")
         if recipe.run.compare_every and state.update % recipe.run.compare_every == 0:
             t.runtime.check_same(state.parameters(), f"after update {state.update}")
@@ -118,7 +120,8 @@ def _jobs(t: Training) -> Iterator[Job]:
 def _update(t: Training, feed: Feed, lr: float) -> tuple[float, bool, bool]:
     """One update from its micro-batches.
 
-    Mean loss over them and the ranks, whether the gradients were finite, whether any rank was asked to stop.
+    Mean loss over them and the ranks, whether the update was made, whether any rank was asked to stop. Left out for an
+    overflow it counts, but with a loss that is not finite the state stays that of the update before.
     """
     p, state = t.plan, t.state
     compiles = not t.chrono.compile_seconds
@@ -132,27 +135,29 @@ def _update(t: Training, feed: Feed, lr: float) -> tuple[float, bool, bool]:
         mark("waiting for data", update=state.update + 1)
         arrays = feed.take()
         mark("compiling" if compiles else "computing")
-        row = (micro * p.world + t.runtime.rank) * p.per_device
-        inputs = Micro(arrays["images"], arrays["targets"], draws[:, row : row + p.per_device])
+        rows = share_rows(micro * p.world + t.runtime.rank, p.per_device, p.group)
+        inputs = Micro(arrays["images"], arrays["targets"], draws[:, rows])
         if micro + 1 < p.accumulation:
             losses.append(t.step.add(inputs, state.loss_scale.scale))
         else:
             outcome = _apply(t, inputs, lr)
             losses.append(outcome.loss)
             finite = outcome.finite
-    state.update += 1
-    state.applied += finite
-    state.loss_scale.after(finite)
     mine = np.array([np.mean(losses), t.stop.asked, t.loader.waited - waited, *feed.news()], np.float32)
     everyone = t.runtime.gather(mine)
     said, (cannot_go_on, skipped, new) = everyone.mean(0), everyone[:, 3:].sum(0)
+    overflowed = not finite and state.loss_scale.dynamic and math.isfinite(said[0])
+    if finite or overflowed:
+        state.update += 1
+        state.applied += finite
+        state.loss_scale.after(finite)
     t.chrono.stop(p.global_batch, float(said[2]))
     state.skipped += int(skipped)
     for reason in feed.hear(cannot_go_on, new):
         t.journal.say(f"skipped: {reason}")
     if compiles:
         t.journal.say(f"compiled; the first update took {duration(t.chrono.compile_seconds)}")
-    if not finite and state.loss_scale.dynamic:
+    if overflowed:
         t.journal.say(f"update {state.update} left out: gradients overflowed; loss scale {state.loss_scale.scale:g}")
     return float(said[0]), finite, bool(said[1] > 0)
 

@@ -3,8 +3,9 @@
 Batch norms follow every micro-batch as it comes; where their running statistics then differ between ranks, an update
 sets them to the ranks' mean.
 
-With a loss scale (half precision) the loss is multiplied by it and the mean gradient divided; an update whose gradient
-is not finite on any rank is left out on all of them, since the mean of the ranks is not finite then.
+An update whose loss is not finite in any micro-batch on any rank is left out on all of them: parameters, moments and
+average stay as they were. With a loss scale (half precision) the loss is multiplied by it and the mean gradient
+divided; there, and with clipping, the gradient must be finite, too.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from ..runtime import all_reduce
 from .groups import running_statistics
 from .optimizer import GroupedOptimizer
 
@@ -104,7 +106,7 @@ class Loss(nn.Cell):
 
 
 class Accumulate(nn.Cell):
-    """Adds the gradients of one micro-batch to the buffers; returns its loss."""
+    """Adds the gradients of one micro-batch to the buffers, the last of which takes its loss; returns that."""
 
     def __init__(self, loss: Loss, parameters: ParameterTuple, buffers: ParameterTuple):
         super().__init__(auto_prefix=False)
@@ -113,7 +115,7 @@ class Accumulate(nn.Cell):
 
     def construct(self, images, targets, drop_scale, loss_scale):
         (_, loss), gradients = self.gradient(images, targets, drop_scale, loss_scale)
-        return ops.depend(loss, _map(_add_to, self.buffers, gradients))
+        return ops.depend(loss, _map(_add_to, self.buffers, (*gradients, loss)))
 
 
 class Update(nn.Cell):
@@ -131,32 +133,34 @@ class Update(nn.Cell):
         self.clips, self.loss_scaled, self.averages = options.clip_norm is not None, options.loss_scaled, len(ema) > 0
         self.mean = Tensor(np.float32(1 / options.accumulation))
         self.clip_norm = Tensor(np.float32(options.clip_norm or 0))
-        self.done = Tensor(True)
         if self.shares:
             self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=options.world)
+            self.sum = all_reduce()
         if self.evens_out:
             self.average_statistics = nn.DistributedGradReducer(self.statistics, mean=True, degree=options.world)
 
     def construct(self, images, targets, drop_scale, loss_scale, scalars, ema_keep):
         (_, loss), gradients = self.gradient(images, targets, drop_scale, loss_scale)
+        losses = loss
         if self.accumulates:
-            gradients = _map(_add, self.buffers, gradients)
+            losses = loss + self.buffers[-1]
+            gradients = _map(_add, self.buffers[:-1], gradients)
         if self.accumulates or self.loss_scaled:
             gradients = _map(ops.partial(_scale, self.mean / loss_scale), gradients)
         if self.shares:
             gradients = self.average(gradients)
+            # In one order on all ranks; collectives everywhere take one dimension at least.
+            losses = self.sum(ops.depend(losses, gradients).reshape(1))[0]
         if self.evens_out:
-            known = ops.depend(self.statistics, gradients)
+            known = ops.depend(self.statistics, losses)
             gradients = ops.depend(gradients, _map(_set, self.statistics, self.average_statistics(known)))
-        if not (self.clips or self.loss_scaled):
-            return ops.depend(loss, self._apply(gradients, scalars, ema_keep)), self.done
-        square = ops.addn(_map(_square_sum, gradients))
-        if self.clips:
-            factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
-            gradients = _map(ops.partial(_scale, factor), gradients)
-        finite = ops.isfinite(square)
-        if not self.loss_scaled:
-            return ops.depend(loss, self._apply(gradients, scalars, ema_keep)), finite
+        finite = ops.isfinite(losses)
+        if self.clips or self.loss_scaled:
+            square = ops.addn(_map(_square_sum, gradients))
+            finite = ops.logical_and(finite, ops.isfinite(square))
+            if self.clips:
+                factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
+                gradients = _map(ops.partial(_scale, factor), gradients)
         if finite:
             loss = ops.depend(loss, self._apply(gradients, scalars, ema_keep))
         return loss, finite
@@ -201,7 +205,9 @@ def _tensors(*values: np.ndarray | float) -> list[Tensor]:
 
 
 def _buffers(optimizer: GroupedOptimizer) -> list[Parameter]:
+    """For each gradient, and for the loss."""
+    shapes = {f"gradient.{p.name}": p.shape for p in optimizer.parameters}
     return [
-        Parameter(Tensor(np.zeros(p.shape, np.float32)), name=f"gradient.{p.name}", requires_grad=False)
-        for p in optimizer.parameters
+        Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+        for name, shape in {**shapes, "losses": ()}.items()
     ]

@@ -447,6 +447,19 @@ def make_schedule(base_lr: float = 0.004, epochs: int = 300) -> None:
     write_json("schedule.json", about, content)
 
 
+def make_repeats(pictures: int = 700, ranks: int = 4, repeats: int = 3, epoch: int = 2) -> None:
+    """Write repeats.json."""
+    from timm.data.distributed_sampler import RepeatAugSampler
+
+    samplers = [RepeatAugSampler(range(pictures), ranks, rank, num_repeats=repeats) for rank in range(ranks)]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    order = torch.randperm(pictures, generator=torch.Generator().manual_seed(epoch)).tolist()
+    about = "An order of pictures, and which of them the repeated-augmentation sampler then gives each rank."
+    content = {"pictures": pictures, "repeats": repeats, "order": order, "ranks": [list(s) for s in samplers]}
+    write_json("repeats.json", about, content)
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # RandAugment
 # ---------------------------------------------------------------------------------------------------------------
@@ -877,6 +890,7 @@ MAKERS: dict[str, Callable[[], None]] = {
     "sgd": make_sgd,
     "losses20": make_losses20,
     "schedule": make_schedule,
+    "repeats": make_repeats,
     "rand_augment": make_rand_augment,
     "rand_augment_draws": make_rand_augment_draws,
     "crops": make_crops,
