@@ -11,9 +11,9 @@ from mindcv_crossvit.adapt import adapt
 from mindcv_crossvit.data.sources import open_data
 from mindcv_crossvit.departures import departures
 from mindcv_crossvit.errors import DIVERGED, NOT_SAVED, STOPPED, run_main
-from mindcv_crossvit.journal import Journal, choose_folder
+from mindcv_crossvit.journal import Journal, NotSaved, choose_folder
 from mindcv_crossvit.plan import make_plan, plan_lines
-from mindcv_crossvit.training.start import check_fits, check_initial, find_checkpoint, read_initial
+from mindcv_crossvit.training.start import beginning, check_initial, check_resumed, find_checkpoint, read_initial
 
 
 def main() -> int:
@@ -25,7 +25,7 @@ def main() -> int:
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
     changed = departures(arguments.config, recipe, len(data.class_names))
-    folder = choose_folder(recipe, resume=arguments.resume is not None)
+    folder = choose_folder(recipe, arguments.resume)
     presence.mark(folder=str(folder))
     resumed = find_checkpoint(recipe, folder, arguments.resume)
     initial = read_initial(arguments.init_from, data.class_names) if arguments.init_from and not resumed else None
@@ -34,16 +34,18 @@ def main() -> int:
     if initial:
         check_initial(initial, recipe, plan.classes)
     if resumed:
-        check_fits(resumed, recipe, data.class_names)
+        changed += check_resumed(resumed, recipe, plan, data.class_names)
     elif arguments.resume and runtime.launched_rank() == 0:
         print(f"no checkpoint in {folder} yet: a new run begins there")
 
     # What follows from it.
     from mindcv_crossvit import build
     from mindcv_crossvit.report import draw_curves
-    from mindcv_crossvit.training.loop import NonFiniteLoss, NotSaved, Stopped, fit
+    from mindcv_crossvit.training.loop import Stopped, fit
+    from mindcv_crossvit.training.saving import NonFiniteLoss
 
     process = runtime.start(recipe.run.device)
+    process.agree_on(beginning(recipe, data, resumed))
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
     state = build.new_state(recipe, plan)
     lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
@@ -52,22 +54,22 @@ def main() -> int:
         journal.say(f"{topic:<9} {text}")
     if arguments.dry_run:
         return 0
-    build.begin(state, plan, resumed, initial, journal)
-    build.write_folder(journal, recipe, lines, data, process)
 
     # The run.
     views = {"train": build.train_view(recipe, data, plan), "val": build.eval_view(recipe, data)}
-    with build.build_loader(recipe, views) as loader:
-        try:
+    try:
+        build.begin(state, recipe, plan, resumed, initial, journal)
+        build.write_folder(journal, recipe, lines, data, process)
+        with build.build_loader(recipe, views) as loader:
             training = build.build_training(recipe, plan, data, process, journal, state, loader)
             score = fit(training)
-        except (NonFiniteLoss, NotSaved, Stopped) as error:
-            journal.say(f"stopped: {error}")
-            presence.mark(cause=str(error))
-            return {NonFiniteLoss: DIVERGED, NotSaved: NOT_SAVED, Stopped: STOPPED}[type(error)]
-    if process.is_main:
-        build.write_summary(journal, training, score)
-        journal.say(f"curves    {draw_curves(folder)}")
+        if process.is_main:
+            build.write_summary(journal, training, score)
+            journal.say(f"curves    {draw_curves(folder)}")
+    except (NonFiniteLoss, NotSaved, Stopped) as error:
+        journal.say(f"stopped: {error}")
+        presence.mark(cause=str(error))
+        return {NonFiniteLoss: DIVERGED, NotSaved: NOT_SAVED, Stopped: STOPPED}[type(error)]
     return 0
 
 

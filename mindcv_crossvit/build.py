@@ -15,21 +15,24 @@ from .data.transforms import EvalTransform, Normalise, TrainTransform
 from .data.views import EvalView, TrainView, View
 from .errors import UserError
 from .evaluation import Score
-from .journal import Journal, manifest, versions
+from .journal import Journal, NotSaved, manifest, versions
 from .models import catalog
 from .models.memory import Load, training_memory
 from .models.registry import create_model
 from .plan import Plan, all_reduce_bytes
+from .presence import mark
 from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
 from .runtime import Runtime, device_target
-from .training.checkpoint import Checkpoint, CheckpointFolder
+from .training.checkpoint import Checkpoint
+from .training.checkpoint_folder import CheckpointFolder
 from .training.groups import decayed, freeze, make_groups, running_statistics
 from .training.loop import Training
 from .training.loss_scale import LossScale
 from .training.optimizer import SGD, AdamW, GroupedOptimizer
-from .training.start import fit_initial, model_of
+from .training.saving import Saver
+from .training.start import POSITION, fit_initial, model_of
 from .training.state import State, new_average
 from .training.step import Options, TrainStep
 from .weights.fit import Fit
@@ -100,12 +103,23 @@ def build_optimizer(recipe: Recipe, model: nn.Cell) -> GroupedOptimizer:
     return AdamW(groups, o.betas, o.eps, o.weight_decay)
 
 
-def begin(state: State, plan: Plan, resumed: Checkpoint | None, initial: Weights | None, journal: Journal) -> None:
-    """Puts the state where the run begins, and says where that is. Raises UserError when weights do not fit."""
+def begin(
+    state: State, recipe: Recipe, plan: Plan, resumed: Checkpoint | None, initial: Weights | None, journal: Journal
+) -> None:
+    """Puts the state and the run folder where the run begins, and says where that is.
+
+    Raises UserError when weights do not fit, and NotSaved when the folder cannot be written to.
+    """
+    mark("preparing")  # still, and not hanging
     if resumed:
         state.restore(resumed)
-        journal.forget_after(state.update)
         journal.say(f"resumed   {resumed.path}, after update {state.update:,}")
+        if journal.folder:
+            try:
+                CheckpointFolder(journal.folder, recipe.checkpoint.keep).begin(resumed, journal.say)
+            except OSError as error:
+                raise NotSaved(f"the checkpoints of {journal.folder} cannot be put in order: {error}") from error
+        journal.forget_after(state.update)
         if note := other_devices(resumed.meta, plan, len(running_statistics(state.model)) > 0):
             journal.say(f"note      {note}")
         return
@@ -167,8 +181,15 @@ def build_training(
         loader=loader,
         val_labels=data.val.labels,
         journal=journal,
-        checkpoints=CheckpointFolder(journal.folder, recipe.checkpoint.keep) if journal.folder else None,
-        about=about(recipe, plan, data.class_names),
+        saver=Saver(
+            recipe=recipe,
+            runtime=runtime,
+            journal=journal,
+            folder=CheckpointFolder(journal.folder, recipe.checkpoint.keep) if journal.folder else None,
+            about=about(recipe, plan, data.class_names),
+            update=state.update or None,
+            best=(state.best_top1, state.best_update),
+        ),
         stop=StopRequest().listen(),
     )
 
@@ -180,8 +201,7 @@ def about(recipe: Recipe, plan: Plan, class_names: tuple[str, ...]) -> dict[str,
         "recipe": recipe.to_dict(),
         "class_names": list(class_names),
         "world": plan.world,
-        "per_device": plan.per_device,
-        "mix_group": plan.mix_group,
+        **{key: getattr(plan, key) for key in (*POSITION, "per_device", "mix_group")},
         "versions": versions(),
     }
 

@@ -7,9 +7,11 @@ them trains the same, but for rounding.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import printable
 from .models import catalog
 from .recipe import Recipe
 from .recipe_file import flat, load_recipe, parse_recipe, read_yaml
@@ -69,6 +71,17 @@ def departures(path: str | Path, recipe: Recipe, classes: int) -> list[tuple[str
                 text = f"{_shown(new)} instead of {CONFIGS.name}/{original.name}'s"
                 lines.append(("shipped", _line(key, old, text)))
     return lines
+
+
+def changes_since(update: int, before: Mapping[str, Any], recipe: Recipe) -> list[tuple[str, str]]:
+    """(topic, sentence) for each key, all but the run folder, that a run had otherwise at an update.
+
+    before: its recipe then, as plain values of a checkpoint.
+    """
+    old, new = flat(before), flat(recipe.to_dict())
+    keys = [key for key in sorted(old | new) if old.get(key) != new.get(key) and key != "run.output"]
+    text = f"since update {update:,}: {{}} is {{}} instead of {{}}"
+    return [("changed", printable(text.format(key, _shown(new.get(key)), _shown(old.get(key))))) for key in keys]
 
 
 def _line(key: str, old: Any, text: str) -> str:

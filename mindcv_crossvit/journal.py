@@ -10,35 +10,67 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError, user_path
+from .files import replacing, sync
 from .recipe import Recipe
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS, SET_ASIDE = "checkpoints", "set-aside"
+"""The run folder's folder of checkpoints, and that one's of those which a run that went back left behind."""
 
 
-def choose_folder(recipe: Recipe, resume: bool) -> Path:
+class NotSaved(Exception):
+    """Something of the run folder could not be written, and the run was not to go on without; what was there is."""
+
+
+def choose_folder(recipe: Recipe, resume: str | None = None) -> Path:
     """The run folder: run.output, or runs/NAME; the newest numbered one to resume, a free number for a new run.
 
-    Raises UserError when a given folder already has a run and it is not resumed, or cannot be written to.
+    resume: `auto`, or the checkpoint of a run, which goes on in its own folder. Raises UserError when a given folder
+    has a run and it is not resumed, or not that one, or cannot be written to.
     """
-    if recipe.run.output:
-        folder = user_path(recipe.run.output, "run.output")
-        user_path(str(folder / METRICS), "run.output")
-        if (folder / METRICS).exists() and not resume:
+    output = recipe.run.output and user_path(recipe.run.output, "run.output")
+    if output:
+        user_path(str(output / METRICS), "run.output")
+    if resume not in (None, "auto"):
+        folder = run_of(user_path(resume, "--resume"))
+        if output and output.resolve() != folder.resolve():
+            raise UserError(
+                f"run.output: {output}, but --resume goes on with the run in {folder}: leave --output out,"
+                " or copy that folder and resume the copy"
+            )
+    elif output:
+        folder = output
+        if has_run(folder) and not resume:
             raise UserError(
                 f"run.output: {folder} already has a run; go on with --resume auto, or name another --output"
             )
     else:
         taken = []
-        while _numbered(recipe.name, len(taken)).joinpath(METRICS).exists():
+        while has_run(_numbered(recipe.name, len(taken))):
             taken.append(_numbered(recipe.name, len(taken)))
         folder = taken[-1] if resume and taken else _numbered(recipe.name, len(taken))
-    check_writable(folder, "run.output")
+    check_writable(folder, "run.output" if resume in (None, "auto") else "--resume")
     return folder
+
+
+def run_of(path: Path) -> Path:
+    """The run folder that a checkpoint's path belongs to, by its place; a folder is one itself."""
+    folder = path if path.is_dir() else path.parent
+    for name in (SET_ASIDE, CHECKPOINTS):
+        if folder.absolute().name == name and not (folder / METRICS).exists():
+            folder = folder.parent
+    return folder
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a folder holds a run: its metrics, or checkpoints."""
+    return (folder / METRICS).exists() or any((folder / CHECKPOINTS).glob("step-*"))
 
 
 def _numbered(name: str, count: int) -> Path:
@@ -88,46 +120,78 @@ class Journal:
     def show(self, line: str) -> None:
         """A line that is overwritten by the next one; only on a terminal."""
         if self._live:
-            print(f"\r\033[K{line}", end="", flush=True)
+            with contextlib.suppress(OSError):
+                print(f"\r\033[K{line}", end="", flush=True)
 
     def record(self, **values: Any) -> None:
         """One line of metrics.jsonl."""
         self._append(METRICS, json.dumps(values) + "\n")
 
-    def _append(self, name: str, text: str) -> None:
+    def _append(self, name: str, text: str) -> OSError | None:
         """Adds to a file; what cannot be written is kept and written with the next line that can be."""
         if self.folder is None:
-            return
-        path, owed = self.folder / name, self._owed.pop(name, "") + text
-        size = path.stat().st_size if path.exists() else 0
+            return None
+        path, owed, size = self.folder / name, self._owed.pop(name, "") + text, None
         try:
+            size = path.stat().st_size if path.exists() else 0
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(owed)
         except OSError as error:
             self._owed[name] = owed
-            with contextlib.suppress(OSError):
-                os.truncate(path, size)
-            if owed == text:  # said once
-                print(f"{path} cannot be written, its lines are kept in memory: {error}", file=sys.stderr, flush=True)
+            if size is not None:
+                with contextlib.suppress(OSError):
+                    os.truncate(path, size)  # half a line
+            if text and owed == text:  # said once
+                with contextlib.suppress(OSError):
+                    said = f"{path} cannot be written, its lines are kept in memory: {error}"
+                    print(said, file=sys.stderr, flush=True)
+            return error
+        return None
+
+    def settle(self) -> None:
+        """Puts what was recorded on the disk, so that no checkpoint has metrics which are lost. Raises OSError."""
+        if error := self._append(METRICS, ""):
+            raise error
+        if self.folder is not None:
+            sync(self.folder / METRICS)
 
     def write(self, name: str, text: str) -> None:
-        """A whole file of the run folder."""
+        """A whole file of the run folder. Raises NotSaved."""
         if self.folder is not None:
-            (self.folder / name).write_text(text, encoding="utf-8", errors="backslashreplace")
+            with written(self.folder / name) as fresh:
+                fresh.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def forget_after(self, update: int) -> None:
-        """Drops the metrics of updates later than `update`: a resumed run records them again."""
-        if self.folder is None or not (path := self.folder / METRICS).exists():
+        """Drops the metrics of updates later than `update`: a resumed run records them again. Raises NotSaved.
+
+        Says which ones before it are missing.
+        """
+        if self.folder is None:
             return
-        kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _update_of(line) <= update]
-        fresh = path.with_suffix(".tmp")
-        fresh.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(fresh, path)
+        path = self.folder / METRICS
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+        kept = [(line, found) for line in lines if (found := _update_of(line)) <= update]
+        if lines:
+            with written(path) as fresh:
+                fresh.write_text("".join(f"{line}\n" for line, _ in kept), encoding="utf-8")
+                sync(fresh)
+        if missing := sorted({*range(1, update + 1)} - {found for _, found in kept}):
+            self.say(f"note      {METRICS} lacks {len(missing):,} updates, the first of them {missing[0]:,}")
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A name to write a file of the run folder under, see files.replacing. Raises NotSaved."""
+    try:
+        with replacing(path) as fresh:
+            yield fresh
+    except OSError as error:
+        raise NotSaved(f"{path} cannot be written: {error.strerror or error}; make room, then --resume auto") from error
 
 
 def _update_of(line: str) -> float:
     try:
-        return json.loads(line)["update"]
+        return float(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):  # a line cut short by a kill
         return float("inf")
 
@@ -180,45 +244,3 @@ def git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return {}
-
-
-class Chrono:
-    """Counts pictures and seconds of training, and those of them spent waiting for data.
-
-    The first update, which compiles, evaluating and saving are left out.
-    """
-
-    def __init__(self) -> None:
-        self.seconds, self.waited, self.images, self.compile_seconds, self._mark = 0.0, 0.0, 0, 0.0, 0.0
-
-    def start(self) -> None:
-        """An update begins."""
-        self._mark = time.perf_counter()
-
-    def stop(self, images: int, waited: float = 0.0) -> None:
-        """`images` pictures were trained on since start, after `waited` seconds for data."""
-        elapsed = time.perf_counter() - self._mark
-        if not self.compile_seconds:
-            self.compile_seconds = elapsed
-            return
-        self.seconds += elapsed
-        self.waited += waited
-        self.images += images
-
-    @property
-    def rate(self) -> float:
-        """Pictures per second."""
-        return self.images / self.seconds if self.seconds else 0.0
-
-    @property
-    def wait_share(self) -> float:
-        """Share of the time spent waiting for data, 0 to 1."""
-        return self.waited / self.seconds if self.seconds else 0.0
-
-
-def duration(seconds: float) -> str:
-    """4210 -> '1 h 10 m'."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} m" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} m"

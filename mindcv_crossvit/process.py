@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +111,26 @@ def _reap() -> None:
             pass
 
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def stop_signals_held() -> Iterator[None]:
+    """Both signals wait meanwhile, also in processes that are started: these must not end before they ignore them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore_stop_signals() -> None:
+    """For a process whose parent decides: a terminal sends them to all processes at once."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+
+
 class StopRequest:
     """Remembers a SIGTERM or SIGINT, so that the loop can finish its update and save; a second one ends the process."""
 
@@ -118,16 +139,31 @@ class StopRequest:
 
     def listen(self) -> StopRequest:
         """Takes over both signals; only in the main thread."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
+            _only_once(number)
         return self
 
     def _on_signal(self, number: int, _frame: object) -> None:
         self.asked = True
-        for again in (signal.SIGTERM, signal.SIGINT):
+        for again in STOP_SIGNALS:
             signal.signal(again, signal.SIG_DFL)
-        name = signal.Signals(number).name
-        print(f"{name}: finishing this update, then saving; once more to stop at once", file=sys.stderr, flush=True)
+        said = f"{signal.Signals(number).name}: finishing this update, then saving; once more to stop at once\n"
+        with contextlib.suppress(OSError):
+            os.write(2, said.encode())  # print may be what was interrupted, which would be an error
+
+
+def _only_once(number: int) -> None:
+    """Makes the kernel forget a signal's handler when it comes: the same signal again ends the process at once.
+
+    Python calls its handlers between two steps of its own, and compiling a graph can be one step of many minutes.
+    """
+    libc = ctypes.CDLL(None)
+    now = (ctypes.c_void_p * 64)()  # larger than any struct sigaction, which begins with the handler
+    if not hasattr(libc, "sysv_signal") or libc.sigaction(number, None, now):
+        return
+    libc.sysv_signal.argtypes, libc.sysv_signal.restype = (ctypes.c_int, ctypes.c_void_p), ctypes.c_void_p
+    libc.sysv_signal(number, now[0])
 
 
 class StopCount:
@@ -136,7 +172,7 @@ class StopCount:
     def __init__(self) -> None:
         self.asked = 0
         self._event = threading.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: object) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .journal import written
+
 if TYPE_CHECKING:
     from .evaluation import Score
     from .inference import Answer
@@ -20,7 +22,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(folder: Path) -> Path:
-    """Writes curves.png: training and validation loss over epochs, validation accuracy, learning rate."""
+    """Writes curves.png: training and validation loss over epochs, validation accuracy, learning rate.
+
+    Raises NotSaved.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -50,7 +55,8 @@ def draw_curves(folder: Path) -> Path:
     right.set_ylim(bottom=0)
     right.grid(alpha=0.3)
     path = folder / CURVES
-    figure.savefig(path, dpi=110)
+    with written(path) as fresh:
+        figure.savefig(fresh, dpi=110, format="png")
     plt.close(figure)
     return path
 

@@ -5,9 +5,10 @@ Collectives here keep to what every backend has: AllGather of int32 and float32,
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,21 @@ class Runtime:
         if said := [line for text in self.texts(problem) for line in text.splitlines()]:
             raise UserError(dict.fromkeys(said))
 
+    def agree_on(self, facts: Mapping[str, Any]) -> None:
+        """Compares plain values over the ranks. Raises UserError on all of them, naming what differs from rank 0's."""
+        text = json.dumps(facts)
+        if len(set(self.gather(np.array([_checksum(text.encode())], np.int32))[:, 0])) == 1:
+            return
+        first, *others = [json.loads(said) for said in self.texts(text)]
+        problems = []
+        for key in {**first, **{k: None for other in others for k in other}}:
+            odd = [rank for rank, other in enumerate(others, 1) if other.get(key) != first.get(key)]
+            if odd:
+                more = f" (and differs on {len(odd) - 1} more ranks)" if len(odd) > 1 else ""
+                values = f"{first.get(key)} on rank 0, {others[odd[0] - 1].get(key)} on rank {odd[0]}"
+                problems.append(f"the ranks do not begin alike: {key} is {values}{more}")
+        raise UserError(problems)
+
     def sums(self) -> bool:
         """Whether an all-reduce over the ranks adds up."""
         if self.world == 1:
@@ -138,7 +154,7 @@ class Runtime:
         if self.world == 1:
             return
         parameters = list(parameters)
-        sums = np.array([_checksum(p.asnumpy()) for p in parameters], np.int32)
+        sums = np.array([_checksum(np.ascontiguousarray(p.asnumpy()).tobytes()) for p in parameters], np.int32)
         everyone = self.gather(sums)
         differing = [p.name for i, p in enumerate(parameters) if len(set(everyone[:, i])) > 1]
         if differing:
@@ -147,8 +163,8 @@ class Runtime:
             )
 
 
-def _checksum(values: np.ndarray) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).tobytes()) - 2**31
+def _checksum(values: bytes) -> int:
+    return zlib.crc32(values) - 2**31
 
 
 def start(device: str) -> Runtime:

@@ -51,22 +51,39 @@ def toy_state(recipe, classes: int):
     return State(model, optimizer, new_average(model, optimizer), LossScale.for_precision(recipe.run.precision))
 
 
-def train(process: runtime.Runtime, data, *changes: str, before=None, early=None, after=None) -> dict[str, Any]:
+def train(
+    process: runtime.Runtime,
+    data,
+    *changes: str,
+    before=None,
+    early=None,
+    after=None,
+    folder=None,
+    stop_at: int | None = None,
+) -> dict[str, Any]:
     """A run of the toy. before(update, inputs): the inputs of the step. after(update, model): damage to the model.
 
-    early(update, inputs): the inputs of the micro-batches before the last of an update.
+    early(update, inputs): the inputs of the micro-batches before the last of an update. folder: its run folder, where
+    it goes on from what is there. stop_at: the update in which a stop is asked for.
     """
+    import numpy as np
+    from running import metrics
+
     from mindcv_crossvit import build
     from mindcv_crossvit.journal import Journal
     from mindcv_crossvit.plan import make_plan
     from mindcv_crossvit.recipe_file import load_recipe
-    from mindcv_crossvit.training.checkpoint import CheckpointFolder
+    from mindcv_crossvit.training.checkpoint import read_checkpoint
+    from mindcv_crossvit.training.checkpoint_folder import CheckpointFolder
     from mindcv_crossvit.training.loop import fit
 
     recipe = load_recipe(ROOT / "tests" / "tiny.yaml", [*SETTINGS, *changes])
     plan, state = make_plan(recipe, data, process.world), toy_state(recipe, len(data.class_names))
-    folder = FOLDER / f"run-{process.world}-{len(list(FOLDER.glob('run-*')))}"
+    folder = folder or FOLDER / f"run-{process.world}-{len(list(FOLDER.glob('run-*')))}"
+    resumed = CheckpointFolder(folder).newest_whole()
+    process.gather(np.zeros(1, np.int32))  # all have read it
     journal = Journal(folder if process.is_main else None, speaks=False)
+    build.begin(state, recipe, plan, resumed, None, journal)
     views = {"train": build.train_view(recipe, data, plan), "val": build.eval_view(recipe, data)}
     found: dict[str, Any] = {}
     with build.build_loader(recipe, views) as loader:
@@ -77,6 +94,7 @@ def train(process: runtime.Runtime, data, *changes: str, before=None, early=None
             outcome = apply(before(state.update + 1, inputs) if before else inputs, *rest)
             if after:
                 after(state.update + 1, training.model)
+            training.stop.asked = training.stop.asked or state.update + 1 == stop_at
             return outcome
 
         training.step.apply = watched
@@ -88,10 +106,14 @@ def train(process: runtime.Runtime, data, *changes: str, before=None, early=None
         except Exception as error:
             found["error"] = f"{type(error).__name__}: {error}"
     found |= {"update": state.update, "applied": state.applied, "skipped": state.skipped}
+    found |= {"loss_scale": asdict(state.loss_scale), "best": [state.best_top1, state.best_update]}
     if process.is_main:
         found["log"] = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""
         newest = CheckpointFolder(folder).newest_whole()
         found["saved"] = newest and newest.meta["update"]
+        found["recorded"] = len(metrics(folder)) if (folder / "metrics.jsonl").exists() else 0
+        best = folder / "best.safetensors"
+        found["best_saved"] = best.exists() and read_checkpoint(best).meta["update"]
     found["weights"] = {name: p.asnumpy() for name, p in state.named().items()}
     return found
 
@@ -171,6 +193,24 @@ def ranks_that_drift(process: runtime.Runtime) -> Any:
     asked = train(process, data, "run.compare_every=5", after=drift)
     at_checkpoint = train(process, data, "checkpoint.every_updates=6", after=drift)
     return [plain(asked), plain(at_checkpoint)]
+
+
+@case
+def parameters_that_differ(process: runtime.Runtime) -> Any:
+    """Made the same by the broadcast, then one of three is another on rank 1."""
+    import numpy as np
+    from mindspore import Parameter, Tensor
+
+    parameters = [Parameter(Tensor(np.full((3, 2), k, np.float32)), name=f"p{k}") for k in range(3)]
+    parameters[2].set_data(Tensor(np.full((3, 2), process.rank, np.float32)))
+    process.broadcast(parameters)
+    process.check_same(parameters, "after the broadcast")
+    if process.rank == 1:
+        parameters[1].set_data(Tensor(np.full((3, 2), 1 + 1e-6, np.float32)))
+    try:
+        process.check_same(parameters, "now")
+    except RuntimeError as error:
+        return {"said": str(error)}
 
 
 @case
@@ -285,6 +325,41 @@ def clipping_of_unlike_gradients(process: runtime.Runtime) -> Any:
         "off mean of the clipped": float(np.abs(several + before).max()),
         "norm": float(np.linalg.norm(several)),
     }
+
+
+@case
+def a_stop_after_overflows(process: runtime.Runtime) -> Any:
+    """Updates 1 and 2 are left out, the run is stopped in 5 and gone on with: what differs from one that is not."""
+    import numpy as np
+
+    def enlarge(update, inputs):
+        return inputs._replace(images=inputs.images * np.float32(1e36)) if update < 3 else inputs
+
+    settings, data = ["run.precision=O2", "schedule.epochs=2"], digits(128, 8)
+    folder = FOLDER / f"stopped-{process.world}"
+    whole = train(process, data, *settings, before=enlarge)
+    stopped = train(process, data, *settings, before=enlarge, folder=folder, stop_at=5)
+    resumed = train(process, data, *settings, folder=folder)
+    differing = [name for name, value in whole["weights"].items() if (value != resumed["weights"][name]).any()]
+    differing += [name for name in ("applied", "loss_scale", "best", "score") if whole[name] != resumed[name]]
+    return {"stopped": plain(stopped), "resumed": plain(resumed), "differing": differing}
+
+
+@case
+def a_best_that_cannot_be_saved(process: runtime.Runtime) -> Any:
+    """The score after update 8, which no later one betters; a folder is where its checkpoint would be."""
+    folder = FOLDER / f"best-{process.world}"
+    blocked = folder / "checkpoints" / "step-000000008.safetensors"
+
+    def block(update, _):
+        if process.is_main and update == 8:
+            blocked.mkdir(parents=True)
+        if process.is_main and update == 9:
+            blocked.rmdir()
+
+    settings = ["schedule.epochs=3", "checkpoint.every_updates=10", "checkpoint.on_failure=go_on", "optimizer.lr=1e-30"]
+    settings += ["schedule.min_lr=0"]
+    return plain(train(process, digits(128, 8), *settings, after=block, folder=folder))
 
 
 @case

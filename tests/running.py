@@ -57,13 +57,14 @@ def wait_for(condition, process: subprocess.Popen, seconds: float = 200) -> None
 
 
 def same_run(one: Path, two: Path) -> None:
-    """Bitwise the same tensors, counters and metrics."""
-    whole, resumed = (read_checkpoint(f / "last.safetensors") for f in (one, two))
-    assert whole.tensors.keys() == resumed.tensors.keys()
-    for name, value in whole.tensors.items():
-        np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=name)
-    for key in ("update", "applied", "best_top1", "loss_scale"):
-        assert whole.meta[key] == resumed.meta[key], key
+    """Bitwise the same tensors and counters, of the last checkpoint and of the best, and the same metrics."""
+    for which in ("last", "best"):
+        whole, resumed = (read_checkpoint(f / f"{which}.safetensors") for f in (one, two))
+        assert whole.tensors.keys() == resumed.tensors.keys()
+        for name, value in whole.tensors.items():
+            np.testing.assert_array_equal(resumed.tensors[name], value, err_msg=f"{which} {name}")
+        for key in ("update", "applied", "best_top1", "best_update", "loss_scale"):
+            assert whole.meta[key] == resumed.meta[key], (which, key)
     assert metrics(two) == metrics(one)
 
 

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
 
 from mindcv_crossvit.errors import UserError
-from mindcv_crossvit.training.checkpoint import CheckpointFolder, read_checkpoint, write_checkpoint
+from mindcv_crossvit.training.checkpoint import read_checkpoint, write_checkpoint
+from mindcv_crossvit.training.checkpoint_folder import CheckpointFolder
 
 META = {"model": {"name": "crossvit_9"}, "class_names": ["cat", "dog"], "update": 7}
 
@@ -35,6 +37,12 @@ def test_what_is_written_is_read(tmp_path):
         np.testing.assert_array_equal(found.tensors[name], value)
     assert list(found.part("model")) == ["a"]
     assert [p.name for p in tmp_path.iterdir()] == ["one.safetensors"]
+
+
+def save(folder: CheckpointFolder, update: int, best: int = 0) -> Path:
+    """A checkpoint whose best update so far is `best`."""
+    meta = {**META, "update": update, "best_update": best, "best_top1": float(best or -1)}
+    return folder.save(tensors(update), meta)
 
 
 def damaged(whole: bytes, kind: int, rng: np.random.Generator) -> bytes:
@@ -60,7 +68,7 @@ def damaged(whole: bytes, kind: int, rng: np.random.Generator) -> bytes:
 def test_200_random_damages_are_all_refused_by_name_and_the_one_before_is_used(tmp_path):
     folder, rng = CheckpointFolder(tmp_path), np.random.default_rng(0)
     for update in (1, 2):
-        folder.save(tensors(update), {**META, "update": update}, False)
+        save(folder, update)
     newest = folder.steps()[-1]
     whole, tried = newest.read_bytes(), 0
     while tried < 200:
@@ -95,11 +103,101 @@ def test_a_foreign_file_is_refused_by_name(tmp_path):
 
 def test_the_newest_are_kept_and_last_and_best_point_to_theirs(tmp_path):
     folder = CheckpointFolder(tmp_path, keep=2)
-    for update, best in ((1, True), (2, True), (3, False), (4, False)):
-        folder.save(tensors(update), {**META, "update": update}, best)
+    for update, best in ((1, 1), (2, 2), (3, 2), (4, 2)):
+        save(folder, update, best)
     assert [p.stem for p in folder.steps()] == ["step-000000003", "step-000000004"]
     assert read_checkpoint(tmp_path / "last.safetensors").meta["update"] == 4
     assert read_checkpoint(tmp_path / "best.safetensors").meta["update"] == 2
+    assert save(CheckpointFolder(tmp_path, keep=1), 2, 2).exists()  # what was just written stays, whatever its number
+
+
+def updates(folder: CheckpointFolder) -> dict[str, int]:
+    """The update of every checkpoint of a folder, those set aside included, by its name there."""
+    return {str(p.relative_to(folder.root)): read_checkpoint(p).meta["update"] for p in folder.root.rglob("*.safet*")}
+
+
+def begin(folder: CheckpointFolder, path: Path) -> list[str]:
+    said: list[str] = []
+    folder.begin(read_checkpoint(path), said.append)
+    return said
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_run_that_goes_back_sets_later_checkpoints_aside_and_keeps_those_it_writes(keep, tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=9)
+    for update in (4, 9, 10):
+        save(folder, update, 4)
+    (tmp_path / "checkpoints" / "step-000000010.safetensors").write_bytes(b"damaged")
+    folder.keep, aside = keep, "checkpoints/set-aside/step-0000000"
+    said = begin(folder, tmp_path / "checkpoints" / "step-000000004.safetensors")
+    assert said == [
+        f"set aside step-000000009, step-000000010: later than update 4, now in {folder.place / 'set-aside'}"
+    ]
+    assert (tmp_path / f"{aside}10.safetensors").read_bytes() == b"damaged"
+    (tmp_path / f"{aside}10.safetensors").unlink()
+    for update in (6, 7, 9):
+        save(folder, update, 4)
+        newest = folder.newest_whole()
+        assert newest is not None and newest.meta["update"] == update
+    assert folder.steps() == [tmp_path / "checkpoints" / f"step-00000000{n}.safetensors" for n in (7, 9)[-keep:]]
+    begin(folder, tmp_path / "checkpoints" / "step-000000009.safetensors")
+    assert [updates(folder)[f"{name}.safetensors"] for name in ("last", "best")] == [9, 4]
+    begin(folder, tmp_path / "best.safetensors")
+    assert updates(folder)[f"{aside}09-2.safetensors"] == updates(folder)[f"{aside}09.safetensors"] == 9
+    assert updates(folder)["last.safetensors"] == updates(folder)["checkpoints/step-000000004.safetensors"] == 4
+    back = begin(folder, tmp_path / f"{aside}09.safetensors")
+    assert back == [] and updates(folder)["last.safetensors"] == 9 and len(folder.steps()) == 2
+
+
+def test_the_best_is_again_what_it_was_or_said_to_be_gone(tmp_path):
+    folder = CheckpointFolder(tmp_path, keep=9)
+    for update, best in ((3, 3), (4, 3), (5, 5), (6, 6)):
+        save(folder, update, best)
+    first, *_ = folder.steps()
+    begin(folder, folder.steps()[1])
+    assert updates(folder)["best.safetensors"] == 3
+    begin(folder, tmp_path / "checkpoints" / "set-aside" / "step-000000005.safetensors")
+    assert updates(folder)["best.safetensors"] == 5 and updates(folder)["last.safetensors"] == 5
+    first.unlink()
+    said = begin(folder, tmp_path / "checkpoints" / "step-000000004.safetensors")
+    assert "note      the best so far, 3.00 % after update 3, is gone; the next better is kept" in said
+    assert "best.safetensors" not in updates(folder)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_kill_before_last_and_best_are_named_is_made_good_by_the_next_start(links, tmp_path, monkeypatch):
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links here")))
+    folder = CheckpointFolder(tmp_path)
+    save(folder, 1, 1)
+    meta = {**META, "update": 2, "best_update": 2, "best_top1": 2.0}
+    write_checkpoint(folder.place / "step-000000002.safetensors", tensors(2), meta)
+    (folder.place / ".step-000000003.safetensors.7.tmp").touch()
+    (tmp_path / ".last.safetensors.7.tmp").touch()
+    begin(folder, folder.steps()[-1])
+    before = sorted(tmp_path.rglob("*"))
+    begin(folder, folder.steps()[-1])  # nothing left to do
+    assert sorted(tmp_path.rglob("*")) == before and not list(tmp_path.rglob("*.tmp"))
+    assert [updates(folder)[f"{name}.safetensors"] for name in ("last", "best")] == [2, 2]
+
+
+def test_last_and_best_are_tried_too_and_when_none_is_whole_all_are_named(tmp_path):
+    folder, said = CheckpointFolder(tmp_path), list[str]()
+    for update, best in ((5, 5), (9, 5), (10, 5)):
+        save(folder, update, best)
+    for path in folder.steps():
+        path.write_bytes(b"damaged")
+    found = folder.newest_whole(said.append)
+    assert found is not None and found.meta["update"] == 5 and found.path.name == "best.safetensors"
+    assert [s.split(":")[1].rpartition("/")[2] for s in said] == [f"step-0000000{n}.safetensors" for n in ("10", "09")]
+    begin(folder, found.path)
+    assert [p.stem for p in folder.steps()] == ["step-000000005"]
+    folder.steps()[0].write_bytes(b"damaged, too")
+    with pytest.raises(UserError) as caught:
+        folder.newest_whole()
+    assert len(caught.value.problems) == 2 and "step-000000005.safetensors: not a whole" in caught.value.problems[0]
+    assert "has checkpoints, but none is whole" in caught.value.problems[1]
+    assert CheckpointFolder(tmp_path / "none").newest_whole() is None
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path):
@@ -113,12 +211,12 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 WRITER = """
 import sys
 import numpy as np
-from mindcv_crossvit.training.checkpoint import CheckpointFolder
+from mindcv_crossvit.training.checkpoint_folder import CheckpointFolder
 from pathlib import Path
 folder = CheckpointFolder(Path(sys.argv[1]))
 for update in range(1, 100000):
-    meta = {"update": update, "model": {"name": "x"}, "class_names": []}
-    folder.save({"model.a": np.full((300, 1000), update, np.float32)}, meta, True)
+    meta = {"update": update, "best_update": update, "model": {"name": "x"}, "class_names": []}
+    folder.save({"model.a": np.full((300, 1000), update, np.float32)}, meta)
     print(update, flush=True)
 """
 

@@ -12,7 +12,7 @@ import pytest
 from running import ROOT, TINY, free_port, msrun_words
 from supervised import Supervised
 
-from mindcv_crossvit.training.checkpoint import CheckpointFolder
+from mindcv_crossvit.training.checkpoint_folder import CheckpointFolder
 
 pytestmark = pytest.mark.slow
 SMALL = ["model.img_size=[16, 16]", "model.embed_dim=[8, 16]", "model.depth=[[1, 1, 0]]", "model.num_heads=[2, 2]"]

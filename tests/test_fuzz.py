@@ -90,7 +90,7 @@ def answer(path: Path, said: list[str] = []) -> list[str]:  # noqa: B006
         return error.problems
     try:
         data = DIGITS if recipe.data.source == "digits" else open_data(recipe.data)
-        choose_folder(recipe, resume=False)
+        choose_folder(recipe)
         see_pictures(recipe)
         recipe, _ = adapt(recipe, data, False)
         Path("again.yaml").write_text(to_yaml(recipe))

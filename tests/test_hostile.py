@@ -29,7 +29,8 @@ from mindcv_crossvit.weights.read import read_weights
 OUTSIDE = "../../escaped"
 RECIPE = {"name": "x", "model": {"name": "crossvit_9"}}
 META = {"model": {"name": "crossvit_9"}, "class_names": ["a", "b"], "update": 3, "recipe": RECIPE}
-WHOLE = {**META, "world": 1, "applied": 3, "best_top1": 1.0, "skipped": 0}
+WHOLE = {**META, "world": 1, "applied": 3, "best_top1": 1.0, "best_update": 3, "skipped": 0}
+WHOLE |= {"global_batch": 256, "train_images": 1437, "steps_per_epoch": 5}
 WHOLE |= {"loss_scale": {"dynamic": False, "scale": 1.0, "good": 0}}
 
 
@@ -74,6 +75,9 @@ ODD_META: list[dict[str, object]] = [
     {"update": 10**30},
     {"recipe": [1]},
     {"world": 0},
+    {"steps_per_epoch": 0},
+    {"train_images": "many"},
+    {"best_update": -1},
     {"best_top1": "high"},
     {"best_top1": float("nan")},
     {"loss_scale": {"dynamic": True}},
@@ -106,7 +110,7 @@ def test_a_run_is_not_called_so_that_it_leaves_its_folder(name, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(json.dumps({**RECIPE, "name": name}))
     with pytest.raises(UserError, match="name: "):
-        choose_folder(load_recipe("r.yaml"), resume=False)
+        choose_folder(load_recipe("r.yaml"))
 
 
 def test_the_recipe_in_a_checkpoint_is_checked_like_any_other(tmp_path):

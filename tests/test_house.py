@@ -24,6 +24,7 @@ ROOMS = [
     "process",
     "errors",
     "compile",
+    "files",
     "job",
     "verdict",
     "supervisor",
@@ -42,6 +43,7 @@ ROOMS = [
 ]
 ROOMS += [
     "weights",
+    "chrono",
     "journal",
     "evaluation",
     "training",

@@ -164,7 +164,7 @@ def test_a_bad_picture_stops_with_its_name(two_workers, no_workers, view):
             run(loader, view, [job(range(8))])
         assert str(caught.value) == (
             "a picture cannot be read: digits picture 5: cannot identify image file;"
-            " mend or remove it, or set data.bad_images=skip"
+            " mend it, or set data.bad_images=skip"
         )
 
 

@@ -1,11 +1,10 @@
-"""The real scripts, run as a user runs them, on real pictures: train, validate, resume, msrun, and wrong input."""
+"""The real scripts, run as a user runs them, on real pictures: train, validate, msrun, and wrong input."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
-from running import TINY, call, call_msrun, last_json, metrics, photos, same_run, same_to_rounding, wait_for
+from running import TINY, call, call_msrun, last_json, metrics, photos, same_to_rounding
 
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 
@@ -77,57 +76,6 @@ def test_two_msrun_workers_train_the_same_run(cached, tmp_path):
     same_to_rounding(alone, by_two)
 
 
-def test_a_killed_run_resumes_bitwise(finished, cached, tmp_path):
-    folder = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=cached)
-    wait_for((folder / "last.safetensors").exists, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
-    assert done.returncode == 0, done.stderr
-    assert "after update 5" in done.stdout
-    same_run(finished, folder)
-    again = call("train.py", "-c", TINY, "--output", folder)
-    assert again.returncode == 2 and "already has a run" in again.stderr
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_update_saves_and_ends_with_a_code_of_its_own(finished, cached, tmp_path, number):
-    folder = tmp_path / "run"
-    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=cached)
-    wait_for((folder / "log.txt").exists, process)
-    wait_for(lambda: "compiling" in (folder / "log.txt").read_text(), process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 4, err
-    stopped_at = read_checkpoint(folder / "last.safetensors").meta["update"]
-    assert f"on request after update {stopped_at}" in out and "once more to stop at once" in err
-    assert max(m["update"] for m in metrics(folder)) == stopped_at < 10
-    done = call("train.py", "-c", TINY, "--output", folder, "--resume", "auto", env=cached)
-    assert done.returncode == 0, done.stderr
-    same_run(finished, folder)
-
-
-@pytest.mark.slow
-def test_twenty_kills_at_random_moments_end_bitwise_the_same(finished, cached, tmp_path):
-    folder, rng, kills = tmp_path / "run", np.random.default_rng(0), 0
-    command = [sys.executable, str(ROOT / "train.py"), "-c", str(TINY), "--output", str(folder)]
-    command += ["--set", "checkpoint.every_updates=1", "--resume", "auto"]
-    while kills < 20:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=cached)
-        time.sleep(float(rng.uniform(2, 14)))
-        if process.poll() is not None:  # finished: begin again
-            same_run(finished, folder)
-            shutil.rmtree(folder)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert subprocess.run(command, capture_output=True, timeout=240, env=cached).returncode == 0
-    same_run(finished, folder)
-
-
 @pytest.mark.slow
 def test_two_ranks_train_in_half_precision_with_their_average(finished, tmp_path):
     options = ("--set", "run.precision=O2", "--output", tmp_path / "run")
@@ -140,25 +88,6 @@ def test_two_ranks_train_in_half_precision_with_their_average(finished, tmp_path
     assert max(off) < 5e-3 and sum(o > 0 for o in off) > 5  # fresh weights may give the very same loss
     for name, value in whole.part("ema").items():
         np.testing.assert_allclose(half.part("ema")[name], value, rtol=0, atol=2e-3)
-
-
-@pytest.mark.slow
-def test_two_ranks_resume_bitwise_and_one_rank_goes_on_from_two(finished, tmp_path):
-    whole, half, alone = tmp_path / "whole", tmp_path / "half", tmp_path / "alone"
-    assert call_msrun(2, tmp_path / "a", "train.py", "-c", TINY, "--output", whole).returncode == 0
-    cut = ["--set", "checkpoint.keep=99", "--set", "checkpoint.every_updates=3"]
-    assert call_msrun(2, tmp_path / "b", "train.py", "-c", TINY, "--output", half, *cut).returncode == 0
-    same_run(whole, half)
-    for path in sorted((half / "checkpoints").glob("*"))[1:]:
-        path.unlink()
-    shutil.copytree(half, alone)
-    assert call_msrun(2, tmp_path / "c", "train.py", "-c", TINY, "--output", half, "--resume", "auto").returncode == 0
-    same_run(whole, half)
-    done = call("train.py", "-c", TINY, "--output", alone, "--resume", "auto")
-    assert done.returncode == 0, done.stderr
-    assert "1 device x 128 pictures instead of 2 x 128: the same global batches" in done.stdout
-    for one, two in zip(metrics(whole), metrics(alone), strict=True):
-        np.testing.assert_allclose([one["update"], one.get("loss", 0)], [two["update"], two.get("loss", 0)], atol=2e-5)
 
 
 def test_a_dry_run_prints_the_plan_and_leaves_nothing(tmp_path):
@@ -177,16 +106,6 @@ def test_a_dry_run_plans_for_any_number_of_devices(tmp_path):
     assert "MB sent and received by each rank per update" in done.stdout and not list(tmp_path.iterdir())
     refused = call("train.py", "-c", TINY, "--dry-run", "--world", "1024", cwd=tmp_path)
     assert refused.returncode == 2 and "cannot be divided among 1024 devices" in refused.stderr
-
-
-def test_weights_of_a_run_start_another(finished, tmp_path):
-    settings = ("--set", "schedule.epochs=1", "--set", "optimizer.lr=1e-9", "--set", "schedule.warmup_epochs=0")
-    settings += ("--set", "schedule.min_lr=0")
-    done = call("train.py", "-c", TINY, "--output", tmp_path / "new", "--init-from", finished, *settings)
-    assert done.returncode == 0, done.stderr
-    before, after = (read_checkpoint(f / "last.safetensors").part("model") for f in (finished, tmp_path / "new"))
-    for name, value in before.items():
-        np.testing.assert_allclose(after[name], value, rtol=0, atol=1e-6)
 
 
 FOLDER_SETTINGS = ["--set", "data.source=folder", "--set", "batch.global_batch=16", "--set", "mix.group=8"]
@@ -328,13 +247,6 @@ def test_the_command_line_is_frozen():
     for script, expected in options.items():
         words = call(script, "--help").stdout.replace(",", " ").replace("]", " ").split()
         assert {w for w in words if w.startswith("--")} - {"--help"} == expected
-
-
-def test_ranks_that_differ_are_told_by_the_parameters_name(tmp_path):
-    done = call_msrun(2, tmp_path / "logs", "tests/differing_ranks.py")
-    for rank in (0, 1):
-        said = (tmp_path / "logs" / f"worker_{rank}.log").read_text()
-        assert "said: now: the ranks' parameters differ, first p1 (1 of 3)" in said, done.stdout
 
 
 @pytest.mark.slow

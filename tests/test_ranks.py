@@ -63,9 +63,15 @@ def cases(request, tmp_path_factory) -> list[dict[str, dict]]:
     return [{s["name"]: s["found"] for s in rank} for rank in said]
 
 
+def of_rank(found: dict) -> dict:
+    """What every rank must find: all but rank 0's log and folder."""
+    own = ("log", "saved", "recorded", "best_saved")
+    return {k: of_rank(v) if isinstance(v, dict) else v for k, v in found.items() if k not in own}
+
+
 def of_all(cases, name: str) -> dict:
     """The finding of every rank, rank 0's log aside, which must be the same."""
-    assert all({**c[name], "log": "", "saved": 0} == {**cases[0][name], "log": "", "saved": 0} for c in cases)
+    assert all(of_rank(c[name]) == of_rank(cases[0][name]) for c in cases)
     return cases[0][name]
 
 
@@ -100,6 +106,10 @@ def test_a_rank_that_drifts_stops_the_job_with_the_parameters_name(cases):
     assert cases[0]["ranks_that_drift"][1]["saved"] is None
 
 
+def test_parameters_that_differ_are_named_and_counted(cases):
+    assert of_all(cases, "parameters_that_differ") == {"said": "now: the ranks' parameters differ, first p1 (1 of 3)"}
+
+
 def test_a_loss_that_is_not_finite_on_one_rank_ends_all_in_the_same_update(cases):
     found = of_all(cases, "a_loss_that_is_not_finite")
     assert found["error"].startswith("NonFiniteLoss: the loss is not finite in update 4 (epoch 1, step 4, lr ")
@@ -110,7 +120,7 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_in_the_same_update(cases
 def test_a_loss_that_is_not_finite_is_not_applied_and_the_state_before_it_is_saved(cases):
     name = "a_loss_that_is_not_finite_far_from_a_save"
     for k, (found, *others) in enumerate(zip(*(rank[name] for rank in cases), strict=True)):
-        assert all({**other, "log": "", "saved": 5} == {**found, "log": ""} for other in others)
+        assert all(of_rank(other) == of_rank(found) for other in others)
         assert found["error"].startswith("NonFiniteLoss: the loss is not finite in update 6 (epoch 1, step 6, lr ")
         assert "the state before it is on disk: the checkpoint after update 5. Try a lower" in found["error"]
         assert ("less float16 than run.precision=O3" in found["error"]) == (k == 2)
@@ -129,6 +139,7 @@ def test_gradients_that_overflow_on_one_rank_are_left_out_on_all(cases):
     assert "the gradients overflow, even with the loss scaled by 0.000488281, in update 27" in found["error"]
     assert "on disk: the checkpoint after update 27. Try" in found["error"] and found["saved"] == 27
     assert "less float16 than run.precision=O2" in found["error"]
+    assert cases[0]["gradients_that_overflow"]["recorded"] == 27  # what is saved has its metrics
     assert "update 1 left out: gradients overflowed; loss scale 32768" in cases[0]["gradients_that_overflow"]["log"]
 
 
@@ -137,6 +148,22 @@ def test_gradients_are_clipped_after_they_are_averaged(cases):
     assert found["off one rank"] < 1e-7 and found["off clip of the mean"] < 1e-7
     assert found["off mean of the clipped"] > 1e-3
     assert found["norm"] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_run_stopped_after_overflows_goes_on_with_its_loss_scale(cases):
+    found = of_all(cases, "a_stop_after_overflows")
+    assert found["stopped"]["error"].startswith("Stopped: on request after update 5;")
+    assert found["stopped"]["loss_scale"] == {"dynamic": True, "scale": 16384.0, "good": 3}
+    assert found["resumed"]["loss_scale"] == {"dynamic": True, "scale": 16384.0, "good": 14}
+    assert found["resumed"]["applied"] == 14 and found["differing"] == []
+
+
+def test_a_best_that_was_not_saved_does_not_stand_in_the_way_of_one_that_is(cases):
+    found = of_all(cases, "a_best_that_cannot_be_saved")
+    log = cases[0]["a_best_that_cannot_be_saved"]["log"]
+    assert "NOT SAVED after update 8: " in log and "error" not in found
+    assert cases[0]["a_best_that_cannot_be_saved"]["best_saved"] == found["best"][1] == 16
+    assert found["best"][0] == found["score"]["top1"] > 0
 
 
 def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):

@@ -11,7 +11,8 @@ import pytest
 from running import ROOT, TINY, call, free_port, metrics, msrun_words, same_run, wait_for
 from supervised import Supervised, slow_disk
 
-from mindcv_crossvit.journal import METRICS, Journal
+from mindcv_crossvit.journal import METRICS, Journal, NotSaved
+from mindcv_crossvit.report import draw_curves
 from mindcv_crossvit.training.checkpoint import read_checkpoint
 
 EVERY = ["--set", "checkpoint.every_updates=1"]
@@ -114,8 +115,31 @@ def test_lines_that_a_full_disk_refuses_are_written_later(tmp_path, capsys):
     journal.record(update=2)
     journal.record(update=3)
     assert capsys.readouterr().err.count("kept in memory") == 1
+    with pytest.raises(OSError, match="No space left"):  # a checkpoint now would have metrics that may be lost
+        journal.settle()
     (tmp_path / METRICS).unlink()
     (tmp_path / "first").rename(tmp_path / METRICS)
+    journal.settle()
+    assert [m["update"] for m in metrics(tmp_path)] == [1, 2, 3]
     journal.record(update=4)
     assert [m["update"] for m in metrics(tmp_path)] == [1, 2, 3, 4]
     assert json.loads((tmp_path / METRICS).read_text().splitlines()[-1]) == {"update": 4}
+
+
+def test_a_file_of_the_run_folder_that_cannot_be_written_stays_and_is_named(finished, tmp_path):
+    for name in ("plan.txt", "curves.png"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(NotSaved, match=r"plan\.txt cannot be written: Is a directory; make room, then --resume auto"):
+        Journal(tmp_path, speaks=False).write("plan.txt", "new")
+    (tmp_path / METRICS).write_bytes((finished / METRICS).read_bytes())
+    with pytest.raises(NotSaved, match=r"curves\.png cannot be written"):
+        draw_curves(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # as a full disk
+        with pytest.raises(NotSaved, match=r"metrics\.jsonl cannot be written: File too large"):
+            Journal(tmp_path, speaks=False).forget_after(5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / METRICS).read_bytes() == (finished / METRICS).read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", METRICS, "plan.txt"]

@@ -49,7 +49,7 @@ def train(folder, workers: int, picture_seconds: float, step_seconds: float, mon
     monkeypatch.setattr(loop, "_score", lambda _: score)
     with build.build_loader(recipe, {"train": build.train_view(recipe, data, plan)}) as loader:
         training = build.build_training(recipe, plan, data, Runtime("CPU"), journal, state, loader)
-        training.step, training.checkpoints = PacedStep(step_seconds), None  # type: ignore[assignment]
+        training.step, training.saver.folder = PacedStep(step_seconds), None  # type: ignore[assignment]
         loop.fit(training)
     build.write_summary(journal, training, score)
     said = re.findall(r"images/s, (\d+)% waiting for data", (folder / "log.txt").read_text())

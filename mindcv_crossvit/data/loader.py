@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import UserError
-from ..process import die_with_parent
+from ..process import die_with_parent, ignore_stop_signals, stop_signals_held
 from . import pixels
 from .images import BadImage
 from .views import Arrays, Job, View
@@ -57,15 +56,15 @@ class Loader:
             }
             context = multiprocessing.get_context("spawn")
             self._pool = ProcessPoolExecutor(workers, context, _start_worker, (self.views, memory))
+            with stop_signals_held():
+                self._pool.submit(_begin)  # starts all workers
 
     def batches(self, view: str, jobs: Iterable[Job]) -> Iterator[Batch]:
         """The batches of `jobs`, in order. Raises UserError for a picture that cannot be read or a lost worker."""
         try:
             yield from self._prefetched(view, iter(jobs)) if self._pool else self._inline(view, jobs)
         except BadImage as error:
-            raise UserError(
-                f"a picture cannot be read: {error}; mend or remove it, or set data.bad_images=skip"
-            ) from error
+            raise UserError(f"a picture cannot be read: {error}; mend it, or set data.bad_images=skip") from error
         except BrokenProcessPool as error:
             raise UserError(
                 "a data worker process died; most often memory ran out: lower data.workers or data.prefetch"
@@ -162,14 +161,17 @@ _worker_memory: dict[str, _Memory] = {}
 
 
 def _start_worker(views: dict[str, View], memory: dict[str, tuple[str, dict[str, tuple[int, ...]]]]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all processes at once; the parent decides
-        signal.signal(number, signal.SIG_IGN)
+    ignore_stop_signals()
     parent = multiprocessing.parent_process()
     assert parent is not None and parent.pid is not None
     die_with_parent(parent.pid)
     _views.update(views)
     for view, (name, shapes) in memory.items():
         _worker_memory[view] = _Memory(shapes, 0, name)
+
+
+def _begin() -> None:
+    """Nothing: the first thing to do."""
 
 
 def _work(view: str, job: Job, slot: int) -> list[tuple[int, str]]:

@@ -7,11 +7,8 @@ fresh name, synced and renamed, so that a kill or a full disk leaves the one bef
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..errors import UserError
+from ..files import replacing, sync
 
 HEADER_KEY = "mindcv_crossvit"
 """The header entry that makes a safetensors file a checkpoint of this suite."""
@@ -61,16 +59,13 @@ def write_checkpoint(path: Path, tensors: Mapping[str, np.ndarray], meta: Mappin
 
     text = json.dumps(dict(meta), sort_keys=True)
     header = {HEADER_KEY: text, "checksum": _checksum(tensors, text)}
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, header)
-        _sync(fresh)
-        os.replace(fresh, path)
-        _sync(path.parent)
+        with replacing(path) as fresh:
+            save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, header)
+            sync(fresh)
+        sync(path.parent)
     except SafetensorError as error:
         raise OSError(f"{path}: could not be written: {error}") from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -115,7 +110,9 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "update": _is_count,
     "applied": _is_count,
     "skipped": _is_count,
+    "best_update": _is_count,
     **dict.fromkeys(("world", "per_device", "mix_group"), lambda v: _is_count(v) and v > 0),
+    **dict.fromkeys(("global_batch", "train_images", "steps_per_epoch"), lambda v: _is_count(v) and v > 0),
     "best_top1": lambda v: v is None or (type(v) in (int, float) and -1 <= v <= 100),
     "loss_scale": lambda v: (
         isinstance(v, dict)
@@ -138,62 +135,8 @@ def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
     return digest.hexdigest()
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def neighbours(path: Path) -> str:
     """For messages: what else is in the folder of a file that is not there."""
     folder = path.parent
     found = sorted(p.name for p in folder.glob(f"*{SUFFIX}")) if folder.is_dir() else []
     return f"; {folder} has {', '.join(found)}" if found else ""
-
-
-class CheckpointFolder:
-    """The checkpoints of one run: `step-N`, the newest `keep` of them, and the names `last` and `best`."""
-
-    def __init__(self, root: Path, keep: int = 2):
-        self.root, self.keep = root, keep
-
-    def steps(self) -> list[Path]:
-        """The kept checkpoints, oldest first."""
-        return sorted((self.root / "checkpoints").glob(f"step-*{SUFFIX}"))
-
-    def save(self, tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any], is_best: bool) -> Path:
-        """Writes a checkpoint, points `last` (and `best`) to it and removes the oldest beyond `keep`."""
-        path = self.root / "checkpoints" / f"step-{meta['update']:09d}{SUFFIX}"
-        path.parent.mkdir(exist_ok=True)
-        for cut in path.parent.glob(f".step-*{SUFFIX}.*.tmp"):  # left by a process killed while it wrote
-            cut.unlink()
-        write_checkpoint(path, tensors, meta)
-        for name in ("last", "best") if is_best else ("last",):
-            _point(self.root / f"{name}{SUFFIX}", path)
-        for old in self.steps()[: -self.keep]:
-            old.unlink()
-        return path
-
-    def newest_whole(self, say=print) -> Checkpoint | None:
-        """The newest checkpoint that is whole, None without one; damaged ones are named and passed over."""
-        for path in reversed(self.steps()):
-            try:
-                return read_checkpoint(path)
-            except UserError as error:
-                say(f"passed over: {error}")
-        return None
-
-
-def _point(name: Path, target: Path) -> None:
-    """Makes `name` a hard link to `target` (a copy where links are not possible), replacing what it was at once."""
-    fresh = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
-    try:
-        os.link(target, fresh)
-    except OSError:
-        shutil.copyfile(target, fresh)
-        _sync(fresh)
-    os.replace(fresh, name)

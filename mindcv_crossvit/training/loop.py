@@ -4,47 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from mindspore import nn
 
+from ..chrono import Chrono, duration
 from ..data.draws import drop_path_scale
 from ..data.loader import Loader
 from ..data.shares import share_rows
 from ..data.views import Job, Order, train_jobs
 from ..evaluation import Score, evaluate, scoring
-from ..journal import Chrono, Journal, duration
+from ..journal import Journal, NotSaved
 from ..plan import Plan
 from ..presence import mark
 from ..process import StopRequest
 from ..recipe import Recipe
 from ..runtime import Runtime
-from .checkpoint import CheckpointFolder
 from .feed import Feed
+from .saving import NonFiniteLoss, Saver
 from .schedule import lr_at
 from .state import State, ema_keep
 from .step import Micro, Outcome, TrainStep
-
-
-class NonFiniteLoss(Exception):
-    """The loss, the gradients or the parameters became infinite or not a number; no checkpoint has such parameters."""
 
 
 class Stopped(Exception):
     """SIGTERM or SIGINT asked for an end; everything was saved."""
 
 
-class NotSaved(Exception):
-    """A checkpoint could not be written, and the run was not to go on without; the one before it is whole."""
-
-
 @dataclass
 class Training:
-    """Everything the loop works with. saved: update of the newest checkpoint, None before the first."""
+    """Everything the loop works with."""
 
     recipe: Recipe
     plan: Plan
@@ -55,11 +46,9 @@ class Training:
     loader: Loader
     val_labels: np.ndarray
     journal: Journal
-    checkpoints: CheckpointFolder | None
-    about: dict[str, Any]
+    saver: Saver
     stop: StopRequest
     chrono: Chrono = field(default_factory=Chrono)
-    saved: int | None = None
 
 
 def fit(t: Training) -> Score:
@@ -70,7 +59,6 @@ def fit(t: Training) -> Score:
     """
     recipe, plan, state = t.recipe, t.plan, t.state
     feed = Feed(t.loader.batches("train", _jobs(t)), t.loader.views["train"].shapes(), t.runtime)
-    t.saved = state.update or None
     score = None
     while state.update < plan.total_steps:
         epoch, step = divmod(state.update, plan.steps_per_epoch)
@@ -78,11 +66,13 @@ def fit(t: Training) -> Score:
         number = state.update + 1
         loss, finite, stop_asked = _update(t, feed, lr)
         if problem := _diverged(t, loss, finite):
-            if t.saved != (state.update or None):  # the update was left out: the parameters are those before it
+            if state.update == number:  # left out, but counted
+                t.journal.record(update=state.update, epoch=epoch + 1, loss=loss, lr=lr)
+            if t.saver.update != (state.update or None):  # the parameters are those before it
                 with contextlib.suppress(NotSaved):
-                    _save(t, must=False)
+                    t.saver.save(state, must=False)
             where = f"in update {number} (epoch {epoch + 1}, step {step + 1}, lr {lr:.3g})"
-            raise NonFiniteLoss(f"{problem} {where}; {_kept(t)}. {_advice(t)}")
+            raise NonFiniteLoss(f"{problem} {where}; {t.saver.outlook}")
         if recipe.run.compare_every and state.update % recipe.run.compare_every == 0:
             t.runtime.check_same(state.parameters(), f"after update {state.update}")
         t.journal.show(_progress(t, epoch, step + 1, loss, lr))
@@ -99,7 +89,7 @@ def fit(t: Training) -> Score:
                 due = True
         every = recipe.checkpoint.every_updates
         if due or (every and state.update % every == 0):
-            _save(t, must=stop_asked or state.update == plan.total_steps)
+            t.saver.save(state, must=stop_asked or state.update == plan.total_steps)
         if stop_asked:
             raise Stopped(f"on request after update {state.update:,}; go on with --resume auto")
     if state.skipped:
@@ -180,8 +170,8 @@ def _validate(t: Training, epoch: int) -> Score:
             ema = _score(t)
         values |= {"ema_top1": ema.top1, "ema_top5": ema.top5, "ema_loss": ema.loss}
         best, average = max(best, ema.top1), f"  average {ema.top1:.2f} %"
-    t.state.is_best = best > t.state.best_top1
-    t.state.best_top1 = max(best, t.state.best_top1)
+    if best > t.state.best_top1:
+        t.state.best_top1, t.state.best_update = best, t.state.update
     t.journal.say(
         f"epoch {epoch + 1}/{t.recipe.schedule.epochs}  validation top-1 {score.top1:.2f} %{average}"
         f"  top-5 {score.top5:.2f} %  loss {score.loss:.4f}"
@@ -194,34 +184,6 @@ def _validate(t: Training, epoch: int) -> Score:
 def _score(t: Training) -> Score:
     with scoring(t.model) as logits:
         return evaluate(logits, t.loader, t.val_labels, t.recipe.evaluate.batch, t.runtime, t.journal.say)
-
-
-def _save(t: Training, must: bool) -> None:
-    """Writes a checkpoint on rank 0 and lets all ranks know whether it is there.
-
-    must: the run ends after it. Raises NotSaved on all ranks when it could not be written and that or the recipe
-    does not allow to go on, and NonFiniteLoss instead of saving parameters that are not finite.
-    """
-    mark("saving")
-    t.runtime.check_same(t.state.parameters(), f"checkpoint at update {t.state.update}")
-    tensors = t.state.tensors()
-    if broken := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
-        raise NonFiniteLoss(f"{broken[0]} is not finite after update {t.state.update}; {_kept(t)}. {_advice(t)}")
-    problem = None
-    if t.checkpoints:
-        meta = {**t.about, **t.state.meta(), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        try:
-            t.checkpoints.save(tensors, meta, t.state.is_best)
-        except OSError as error:
-            problem = error
-    t.state.is_best = False
-    if not t.runtime.gather(np.array([problem is not None], np.int32)).any():
-        t.saved = t.state.update
-        return
-    message = f"NOT SAVED after update {t.state.update:,}: {problem or 'rank 0 says why'}"
-    if must or t.recipe.checkpoint.on_failure == "stop":
-        raise NotSaved(f"{message}; the checkpoint before it is whole: make room, then --resume auto")
-    t.journal.say(f"{message}; the run goes on (checkpoint.on_failure) and tries again at the next checkpoint")
 
 
 def _progress(t: Training, epoch: int, step: int, loss: float, lr: float) -> str:
@@ -241,16 +203,3 @@ def _diverged(t: Training, loss: float, finite: bool) -> str:
     if scale.exhausted:
         return f"the gradients overflow, even with the loss scaled by {scale.scale:g},"
     return "" if finite or scale.dynamic else "the gradients are not finite"
-
-
-def _advice(t: Training) -> str:
-    precision = t.recipe.run.precision
-    half = f"less float16 than run.precision={precision}, " if precision != "O0" else ""
-    return f"Try a lower optimizer.lr, a longer schedule.warmup_epochs, {half}optimizer.clip_norm=1 or another run.seed"
-
-
-def _kept(t: Training) -> str:
-    """Which state before a failure is on disk."""
-    if t.saved is None:
-        return "no checkpoint was due before it (checkpoint.every_updates)"
-    return f"the state before it is on disk: the checkpoint after update {t.saved}"

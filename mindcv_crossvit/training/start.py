@@ -1,33 +1,60 @@
 """Where a run begins: fresh, from its own checkpoint, or from given weights. Decided before MindSpore is imported.
 
 What wins: --resume PATH, then --resume auto (the run folder's newest whole checkpoint), then --init-from, then
-fresh weights.
+fresh weights. A run that goes on does so in its own folder, see journal.choose_folder.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+import numpy as np
+
+from ..data.sources import Splits
+from ..departures import changes_since
+from ..errors import UserError, user_path
+from ..journal import has_run, names_hash
 from ..models import catalog
+from ..plan import Plan
 from ..recipe import Recipe
+from ..recipe_file import flat
 from ..weights.fit import Fit, fit, is_head
 from ..weights.read import Weights, read_weights
-from .checkpoint import SUFFIX, Checkpoint, CheckpointFolder, Described, read_checkpoint
+from .checkpoint import SUFFIX, Checkpoint, Described, read_checkpoint
+from .checkpoint_folder import CheckpointFolder
 
-RESUMED = ("recipe", "world", "applied", "best_top1", "skipped", "loss_scale")
+POSITION = {
+    "global_batch": "batch.global_batch",
+    "train_images": "training pictures",
+    "steps_per_epoch": "updates per epoch",
+}
+"""What an update's place in the order of pictures depends on, by its name in a plan and in a checkpoint."""
+RESUMED = ("recipe", "world", "applied", "best_top1", "best_update", "skipped", "loss_scale", *POSITION)
 """What a checkpoint must say, besides model, classes and update, for a run to go on from it."""
+PLACES = ("run.output", "data.dir", "data.workers", "data.prefetch")
+"""Keys that may differ between the machines of a run: where things are there, and who prepares batches."""
 
 
 def find_checkpoint(recipe: Recipe, folder: Path, resume: str | None, say=print) -> Checkpoint | None:
-    """The checkpoint to go on from; None for a new run. Raises UserError when a named one is not whole."""
+    """The checkpoint to go on from; None for a new run.
+
+    folder: the run's. Raises UserError when a named one is not whole or not in a run folder, or when there are some
+    and none is whole.
+    """
     if resume is None:
         return None
     if resume != "auto":
-        return _complete(read_checkpoint(resolve(Path(resume))))
+        checkpoint = _complete(read_checkpoint(resolve(user_path(resume, "--resume"))))
+        if not has_run(folder):
+            raise UserError(
+                f"--resume {resume}: {folder} is no run folder; to go on in a new one, put the checkpoint there as"
+                f" checkpoints/step-{checkpoint.meta['update']:09d}{SUFFIX} and give --output and --resume auto"
+            )
+        return checkpoint
     found = CheckpointFolder(folder, recipe.checkpoint.keep).newest_whole(say)
     return found and _complete(found)
 
@@ -47,8 +74,42 @@ def resolve(path: Path) -> Path:
     return path / f"last{SUFFIX}" if path.is_dir() else path
 
 
+def check_resumed(
+    checkpoint: Checkpoint, recipe: Recipe, plan: Plan, class_names: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """(topic, sentence) for what the recipe says otherwise than when the checkpoint was written.
+
+    Raises UserError for another model, other classes, and where its update would be another place in the order of
+    pictures, with every difference.
+    """
+    problems = _misfits(checkpoint, recipe, class_names)
+    for key, words in POSITION.items():
+        was, now = checkpoint.meta[key], getattr(plan, key)
+        if was != now:
+            text = f"{words} {'is' if '.' in words else 'are'} {now:,}, {was:,} when it was written"
+            problems.append(f"{text}: update {checkpoint.meta['update']:,} would be another place in the run")
+    if problems:
+        raise UserError(f"{checkpoint.path}: {problem}" for problem in problems)
+    return changes_since(checkpoint.meta["update"], checkpoint.meta["recipe"], recipe)
+
+
+def beginning(recipe: Recipe, data: Splits, resumed: Checkpoint | None) -> dict[str, Any]:
+    """All that a run depends on and that its ranks find out by themselves, by name: it must be the same on all."""
+    place = f"after update {resumed.meta['update']:,} ({resumed.checksum})" if resumed else "new"
+    found: dict[str, Any] = {"the run's beginning": place, "the hash of the class names": names_hash(data.class_names)}
+    for part, source in (("training", data.train), ("validation", data.val)):
+        found[f"the number of {part} pictures"] = len(source)
+        found[f"the checksum of the {part} labels"] = zlib.crc32(np.ascontiguousarray(source.labels).tobytes())
+    return found | {key: value for key, value in flat(recipe.to_dict()).items() if key not in PLACES}
+
+
 def check_fits(checkpoint: Described, recipe: Recipe, class_names: tuple[str, ...]) -> None:
     """Refuses a checkpoint of another model or other classes. Raises UserError with every difference."""
+    if problems := _misfits(checkpoint, recipe, class_names):
+        raise UserError(f"{checkpoint.path}: {problem}" for problem in problems)
+
+
+def _misfits(checkpoint: Described, recipe: Recipe, class_names: tuple[str, ...]) -> list[str]:
     meta, problems = checkpoint.meta, []
     try:
         given, ours = (_every_number(model) for model in (meta["model"], model_of(recipe)))
@@ -60,8 +121,7 @@ def check_fits(checkpoint: Described, recipe: Recipe, class_names: tuple[str, ..
     theirs = tuple(meta["class_names"])
     if theirs != class_names:
         problems.append(_class_difference(theirs, class_names))
-    if problems:
-        raise UserError(f"{checkpoint.path}: {problem}" for problem in problems)
+    return problems
 
 
 def read_initial(path: str, class_names: tuple[str, ...]) -> Weights:

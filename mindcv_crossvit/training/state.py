@@ -17,13 +17,16 @@ from .groups import running_statistics
 from .loss_scale import LossScale
 from .optimizer import GroupedOptimizer
 
+COUNTERS = ("update", "applied", "best_top1", "best_update", "skipped")
+
 
 @dataclass
 class State:
     """Parameters, running statistics, moments, moving average and counters.
 
     update: updates done so far, those left out for an overflow included. applied: those that changed the parameters.
-    best_top1: the best validation score so far, in percent. skipped: times a rank met an unreadable training picture.
+    best_top1: the best validation score so far, in percent, and best_update: when. skipped: times a rank met an
+    unreadable training picture.
     """
 
     model: nn.Cell
@@ -33,8 +36,13 @@ class State:
     update: int = 0
     applied: int = 0
     best_top1: float = -1.0
-    is_best: bool = False
+    best_update: int = 0
     skipped: int = 0
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the best score so far is that of the parameters as they are now."""
+        return self.best_update == self.update > 0
 
     @property
     def drop_rates(self) -> tuple[float, ...]:
@@ -57,14 +65,13 @@ class State:
 
     def meta(self) -> dict[str, Any]:
         """The counters."""
-        names = ("update", "applied", "best_top1", "skipped")
-        return {**{n: getattr(self, n) for n in names}, "loss_scale": asdict(self.loss_scale)}
+        return {**{n: getattr(self, n) for n in COUNTERS}, "loss_scale": asdict(self.loss_scale)}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Goes on from a checkpoint of the same model. Raises UserError when it is another's."""
         load_parameters(self.named(), checkpoint.tensors, checkpoint)
         meta = dict(checkpoint.meta)
-        for name in ("update", "applied", "best_top1", "skipped"):
+        for name in COUNTERS:
             setattr(self, name, meta[name])
         scale = LossScale(**meta["loss_scale"])
         if scale.dynamic == self.loss_scale.dynamic and not scale.exhausted:
