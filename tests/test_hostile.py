@@ -126,7 +126,7 @@ def test_a_recipe_file_names_no_run_folder_elsewhere_the_command_line_may(output
     ):
         assert recipe.run.output in (output, "inside")
     (tmp_path / "r.yaml").write_text(json.dumps({**RECIPE, "run": {"output": "./runs/mine"}}))
-    assert choose_folder(load_recipe("r.yaml"), resume=False) == Path("runs/mine")
+    assert choose_folder(load_recipe("r.yaml")) == Path("runs/mine")
 
 
 def test_the_recipe_in_a_checkpoint_is_checked_like_any_other(tmp_path):

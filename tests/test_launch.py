@@ -34,6 +34,7 @@ def printed(*arguments: object, **env: str) -> list[str]:
 
 
 TIMEOUTS = {"MS_NODE_TIMEOUT": "", "MS_CPU_COMM_OP_TIMEOUT": ""}  # which msrun_env sets
+TIMEOUTS |= {"HCCL_CONNECT_TIMEOUT": "", "HCCL_EXEC_TIMEOUT": ""}  # of which importing MindSpore sets one
 AFTER = {"--restarts": "1", "--backoff": "2", "--start": "200", "--compile": "1000", "--hang": "100", "--logs": "logs"}
 
 
