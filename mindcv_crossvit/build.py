@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mindspore import ParameterTuple, nn
@@ -256,7 +256,7 @@ def write_folder(
     journal: Journal, recipe: Recipe, lines: list[tuple[str, str]], data: Splits, runtime: Runtime
 ) -> None:
     """The files a run folder begins with: recipe as run, plan, manifest."""
-    journal.write("recipe.yaml", to_yaml(recipe))
+    journal.write("recipe.yaml", to_yaml(replace(recipe, run=replace(recipe.run, output=None))))  # it is there
     journal.write("plan.txt", "".join(f"{topic:<9} {text}\n" for topic, text in lines))
     counts = {"train": len(data.train), "val": len(data.val)}
     facts = manifest(runtime.device, runtime.world, counts, data.class_names)

@@ -1,4 +1,4 @@
-"""Problems that are the user's to mend: shown as plain lines, exit code 2, never a traceback."""
+"""Problems that are told in plain lines, never as a traceback: the user's to mend (exit code 2), or the machine's."""
 
 from __future__ import annotations
 
@@ -24,17 +24,33 @@ DIFFERS = 6
 """Exit code of an export whose file does not give the checkpoint's logits."""
 NOT_SAVED = 7
 """Exit code of a run that ended because a checkpoint could not be written."""
+MACHINE = 8
+"""Exit code of a run that storage or memory failed; started again, it may go well."""
 LONGEST_NAME = 255  # bytes of a file's name, on the usual file systems
 MOST_NAMED = 40
 """Names a message lists at the most."""
 
 
-class UserError(Exception):
-    """One or more problems, each a line that says what was given, what was expected and the nearest valid thing."""
+class Problem(Exception):
+    """One or more problems, a line each. code: the exit code they end a script with."""
+
+    code = 1
 
     def __init__(self, problems: str | Iterable[str]):
         self.problems = [problems] if isinstance(problems, str) else list(problems)
         super().__init__("\n".join(self.problems))
+
+
+class UserError(Problem):
+    """The user's to mend: what was given, what was expected and the nearest valid thing."""
+
+    code = USER_ERROR
+
+
+class MachineError(Problem):
+    """Of the machine, not of recipe or data: storage that does not answer, a worker that was killed."""
+
+    code = MACHINE
 
 
 def nearest(given: str, known: Iterable[str], cutoff: float = 0.5) -> str:
@@ -68,7 +84,7 @@ def user_path(text: str, said: str) -> Path:
 
 
 def run_main(main: Callable[[], int]) -> None:
-    """Runs a script's main; a UserError is printed line by line and ends it with code 2."""
+    """Runs a script's main; a Problem is printed line by line and ends it with its code, 2 for a UserError."""
     die_with_launcher()
     presence.begin()
     for stream in (sys.stdout, sys.stderr):
@@ -77,11 +93,11 @@ def run_main(main: Callable[[], int]) -> None:
     cause = ""
     try:
         code = main()
-    except UserError as error:
+    except Problem as error:
         sys.stdout.flush()
         for problem in error.problems:
             print(f"error: {printable(problem)}", file=sys.stderr, flush=True)
-        code, cause = USER_ERROR, error.problems[0] if error.problems else ""
+        code, cause = error.code, error.problems[0] if error.problems else ""
     except SystemExit as error:
         presence.end(error.code if isinstance(error.code, int) else int(error.code is not None), str(error.code or ""))
         raise

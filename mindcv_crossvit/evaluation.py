@@ -11,7 +11,7 @@ from mindspore import Tensor, nn
 
 from .data.loader import Loader
 from .data.views import eval_jobs
-from .errors import UserError
+from .errors import Problem
 from .presence import mark
 from .runtime import Runtime
 
@@ -57,13 +57,14 @@ def evaluate(
 
     labels: [N] of the whole set. batch: pictures per rank and step. Logits of the padding rows are masked out; the
     per-picture outcomes of all ranks are put back into the set's order and summed there in float64, so that the
-    result does not depend on how they were divided. Raises UserError on all ranks when one of them cannot go on, for
-    a picture that it cannot read, and RuntimeError when a picture was not counted once.
+    result does not depend on how they were divided. Raises the same Problem on all ranks when one of them cannot go
+    on, for a picture that it cannot read, and RuntimeError when a picture was not counted once.
     """
     jobs = eval_jobs(len(labels), batch, runtime.rank, runtime.world)
     losses = np.full((len(jobs), batch), np.nan, np.float32)
     positions = np.full((len(jobs), batch), -1, np.int32)
-    skipped, problem = [], ""
+    skipped: list[str] = []
+    problem = None
     try:
         for k, (job, arrays, bad) in enumerate(loader.batches(VIEW, jobs)):
             mark("validating" if k else "compiling")
@@ -73,8 +74,8 @@ def evaluate(
             for row, reason in bad:
                 positions[k, row] = -1
                 skipped.append(reason)
-    except UserError as error:
-        problem = str(error)
+    except Problem as error:
+        problem = error
     runtime.agree(problem)
     reasons = [line for text in runtime.texts("\n".join(skipped)) for line in text.splitlines()]
     if runtime.is_main:

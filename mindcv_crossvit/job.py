@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .errors import UserError
@@ -19,14 +20,16 @@ class Job:
     """What is run.
 
     words: the command as given. msrun: its msrun, None for a single process. ranks: names of the ranks it starts on
-    this machine. master: whether this machine has the scheduler. port: the scheduler's.
+    this machine. node: the number of this machine. others: the other machines by number, such as "ranks 4 to 7 (node
+    1)". port: the scheduler's, which is on machine 0.
     """
 
     words: tuple[str, ...]
     msrun: str | None
     ranks: tuple[str, ...]
-    master: bool
-    port: int
+    node: int = 0
+    others: Mapping[int, str] = field(default_factory=dict)
+    port: int = 0
 
     def command(self, place: Path, folder: str | None) -> list[str]:
         """The command of an attempt: logs go to `place`; after a failure it goes on with the run in `folder`."""
@@ -49,7 +52,7 @@ class Job:
         """Raises UserError when the program is not there or the scheduler's port is taken."""
         if shutil.which(self.words[0]) is None:
             raise UserError(f"{self.words[0]}: no such program")
-        if self.msrun and self.master and not _is_free(self.port):
+        if self.msrun and not self.node and not _is_free(self.port):
             raise UserError(
                 f"the scheduler (rank 0's machine) cannot have port {self.port}: it is in use, by another job perhaps;"
                 f" {free_port()} is free (msrun --master_port, launch.sh --port)"
@@ -64,7 +67,7 @@ def read_job(words: list[str]) -> Job:
     if (given := _value(words, "--resume")) not in (None, "auto"):
         raise UserError(f"--resume {given}: a restart must go on from the newest checkpoint; give --resume auto")
     if msrun is None:
-        return Job(tuple(words), None, ("rank 0",), False, 0)
+        return Job(tuple(words), None, ("rank 0",))
     options = _options(words[words.index(msrun) + 1 :])
     for name, why in _OWNED.items():
         if name in options:
@@ -76,11 +79,17 @@ def read_job(words: list[str]) -> Job:
     world, local, node = numbers["worker_num"], numbers["local_worker_num"], numbers["node_rank"]
     if world > local and node < 0:
         raise UserError(f"{world} workers, {local} of them here: several machines need msrun --node_rank")
-    first = node * local if world > local else 0
+    node = node if world > local else 0
+    first = node * local
     if not 0 < local <= world or first + local > world:
         raise UserError(f"{local} workers from rank {first} on this machine, but {world} altogether")
     ranks = tuple(f"rank {r}" for r in range(first, first + local))
-    return Job(tuple(words), msrun, ranks, first == 0, numbers["master_port"])
+    others = {k: _ranks(at, min(at + local, world) - 1, k) for k, at in enumerate(range(0, world, local)) if k != node}
+    return Job(tuple(words), msrun, ranks, node, others, numbers["master_port"])
+
+
+def _ranks(first: int, last: int, node: int) -> str:
+    return f"{f'ranks {first} to' if first < last else 'rank'} {last} (node {node})"
 
 
 def _options(words: list[str]) -> dict[str, str]:

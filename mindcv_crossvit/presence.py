@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,6 @@ SERVING = "serving"
 """The phase in which the scheduler spends the run."""
 BEFORE_JOINING = ("starting", "loading MindSpore", "joining")
 """The phases of a rank that has not yet met the others."""
-_RECORD = 2048  # bytes; written at once and never longer, so that a reader finds a whole line
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Presence:
     """What a process says of itself.
 
     name: `rank 3`, or `scheduler`. phase: what it does since `since` (seconds of time.monotonic). update: the update
-    it is in. folder: the run folder, once chosen. code: its exit code, None while it runs; cause: why it is not 0.
+    it is in. waits: it is where the ranks meet, and may be waiting for the others. folder: the run folder, once chosen.
+    code: its exit code, None while it runs; cause: why it is not 0.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Presence:
     phase: str = "starting"
     since: float = 0.0
     update: int | None = None
+    waits: bool = False
     folder: str | None = None
     code: int | None = None
     cause: str = ""
@@ -42,6 +44,7 @@ class Presence:
 
 _said: dict[str, object] = {}
 _file: int | None = None
+_longest = 0
 
 
 def begin() -> None:
@@ -59,14 +62,26 @@ def begin() -> None:
 
 def mark(phase: str | None = None, **facts: object) -> None:
     """Says what this process begins to do, or, without a phase, more of the fields of Presence; some microseconds."""
+    global _longest
     if _file is None:
         return
     if phase:
         _said.update(phase=phase, since=time.monotonic())
     _said.update(facts)
     line = json.dumps(_said).encode()
+    _longest = max(_longest, len(line))  # nothing of a longer line before it is left behind this one
     with contextlib.suppress(OSError):  # a watcher is not worth a run
-        os.pwrite(_file, line.ljust(_RECORD - 1)[: _RECORD - 1] + b"\n", 0)
+        os.pwrite(_file, line.ljust(_longest) + b"\n", 0)
+
+
+@contextlib.contextmanager
+def meeting() -> Iterator[None]:
+    """As long as it lasts, this process is where the ranks meet: a rank that is not there keeps the others waiting."""
+    mark(waits=True)
+    try:
+        yield
+    finally:
+        mark(waits=False)
 
 
 def end(code: int, cause: str = "") -> None:
@@ -79,7 +94,7 @@ def read(folder: Path) -> dict[str, Presence]:
     """What every process in `folder` said last, by name."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # being written for the first time
+        with contextlib.suppress(OSError, ValueError, TypeError):  # being written: whole when asked again
             said = Presence(**json.loads(path.read_text(encoding="utf-8")))
             found[said.name] = said
     return found

@@ -33,8 +33,21 @@ def die_with_parent(parent: int) -> None:
 
 def die_with_launcher() -> None:
     """The same for a process that msrun started; nothing for another."""
-    if "MS_ROLE" in os.environ:
-        die_with_parent(int(os.environ.get(LAUNCHER, os.getppid())))
+    if "MS_ROLE" not in os.environ:
+        return
+    parent = os.getppid()
+    die_with_parent(int(os.environ.get(LAUNCHER, parent)))
+    if LAUNCHER not in os.environ and "RANK_SIZE" in os.environ and not _is_msrun(parent):
+        os.kill(os.getpid(), signal.SIGKILL)  # msrun ended before this call; somebody else adopted this process
+
+
+def _is_msrun(pid: int) -> bool:
+    """By its command; what cannot be read is taken for it."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return True
+    return any(Path(word).name == "msrun" or "mindspore.parallel.cluster" in word for word in words)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from .model_settings import MANY, Model
 from .settings import internal, meaning, setting
 
 PRECISIONS = ("O0", "O1", "O2", "O3")
+LARGEST_LR = 1e30  # multiplied by batches it still is a float32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALL_INPUT = 32
@@ -130,6 +131,7 @@ class Optimizer:
         "reference learning rate, at lr_batch pictures per update",
         auto="from the update rule, and whether weights are given (--init-from)",
         above=0,
+        at_most=LARGEST_LR,
     )
     lr_batch: int = setting(512, "global batch the reference rate belongs to", at_least=1, at_most=MANY)
     lr_scaling: str = setting("linear", "how lr follows the global batch", choices=("linear", "sqrt", "none"))
@@ -173,8 +175,8 @@ class Schedule:
         300, "passes over the training set", auto="as many as give 500 updates, from 5 to 100", at_least=1, at_most=MANY
     )
     warmup_epochs: float = setting(30.0, "epochs of linear warm-up", auto="a tenth of the epochs", at_least=0)
-    warmup_lr: float = setting(1e-6, "learning rate at the start", at_least=0)
-    min_lr: float = setting(1e-5, "learning rate at the end", at_least=0)
+    warmup_lr: float = setting(1e-6, "learning rate at the start", at_least=0, at_most=LARGEST_LR)
+    min_lr: float = setting(1e-5, "learning rate at the end", at_least=0, at_most=LARGEST_LR)
     scaled_ends: bool = setting(False, "warmup_lr and min_lr follow the global batch as optimizer.lr does")
     stepping: str = setting(
         "update",
@@ -220,7 +222,11 @@ class Run:
     """Where and how."""
 
     seed: int = setting(0, "of weights, order, augmentation and drop path", at_least=0, below=2**31)
-    output: str | None = setting(None, "run folder (--output); null: runs/NAME, with a number if taken", machine=True)
+    output: str | None = setting(
+        None,
+        "run folder, in a recipe below the working folder (--output); null: runs/NAME, with a number if taken",
+        machine=True,
+    )
     device: str = setting(
         "auto", "auto takes Ascend where there is one", choices=("auto", "CPU", "Ascend"), machine=True
     )

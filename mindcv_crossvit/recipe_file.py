@@ -33,6 +33,9 @@ def load_recipe(path: str | Path, changes: Sequence[str] = (), options: dict[str
     path = Path(path)
     problems: list[str] = []
     values = read_yaml(path)
+    said = {change.partition("=")[0].strip() for change in changes} | (options or {}).keys()
+    if not said & {"run", "run.output"}:
+        problems.extend(_leaves(values))
     for change in changes:
         _apply_change(values, change, problems)
     for key, value in (options or {}).items():
@@ -41,6 +44,18 @@ def load_recipe(path: str | Path, changes: Sequence[str] = (), options: dict[str
     if recipe is None or problems:
         raise UserError(f"{path}: {p}" for p in problems)
     return recipe
+
+
+def _leaves(values: Mapping[str, Any]) -> list[str]:
+    """A problem when the run folder of a recipe file lies elsewhere: the file may be somebody else's."""
+    run = values.get("run")
+    output = run.get("output") if isinstance(run, Mapping) else None
+    if not isinstance(output, str) or not (output.startswith(("/", "~")) or ".." in Path(output).parts):
+        return []
+    return [
+        f"run.output: expected a folder below the working folder, got {output!r};"
+        " only the command line may name another, with --output or --set"
+    ]
 
 
 def parse_recipe(values: Any, problems: list[str]) -> Recipe | None:
@@ -173,9 +188,10 @@ def _model_contradictions(model: Model) -> list[str]:
     try:
         config = model.config()
     except ValueError as error:
-        return [f"model: {error}"]
+        return [f"model.{error}"]  # which begins with the setting's name
     if config and (count := sum(prod(shape) for shape in parameter_shapes(config).values())) > PARAMETERS:
-        return [f"model: its sizes make {count:.1e} parameters, more than {PARAMETERS:.0e} are not planned"]
+        sizes = ", ".join(f"model.{key}" for key in model.overrides())
+        return [f"{sizes}: make {count:.1e} parameters, more than {PARAMETERS:.0e} are not planned"]
     return []
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import presence
-from .errors import UserError
+from .errors import MachineError, Problem, UserError
 
 
 def launched_world() -> int | None:
@@ -53,6 +53,14 @@ def resolve_device(device: str) -> str:
     if device != "auto":
         return device
     return "Ascend" if any(Path("/dev").glob("davinci[0-9]*")) else "CPU"
+
+
+def seen_devices() -> tuple[int, int]:
+    """(Ascend cards, CPUs) that MindSpore can use."""
+    import mindspore as ms
+
+    counts = [ms.hal.device_count(name) if ms.hal.is_available(name) else 0 for name in ("Ascend", "CPU")]
+    return counts[0], counts[1]
 
 
 def device_target() -> str:
@@ -97,7 +105,8 @@ class Runtime:
             return values[None]
         from mindspore import Tensor, ops
 
-        return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
+        with presence.meeting():
+            return ops.AllGather()(Tensor(values)).asnumpy().reshape(self.world, *values.shape)
 
     def texts(self, mine: str) -> list[str]:
         """What every rank has to say, by rank; one small collective when none has anything."""
@@ -110,10 +119,15 @@ class Runtime:
         rows = self.gather(padded)
         return [row[:size].astype(np.uint8).tobytes().decode() for row, size in zip(rows, sizes, strict=True)]
 
-    def agree(self, problem: str) -> None:
-        """Raises UserError on every rank when one of them has a problem, with what each says; empty for none."""
-        if said := [line for text in self.texts(problem) for line in text.splitlines()]:
-            raise UserError(dict.fromkeys(said))
+    def agree(self, problem: Problem | None) -> None:
+        """Raises an error on every rank when one of them has a problem, with what each says.
+
+        A MachineError when one of them is one, else a UserError.
+        """
+        texts = self.texts(f"{problem.code}\n{problem}" if problem else "")
+        if said := [text.splitlines() for text in texts if text]:
+            kind = MachineError if str(MachineError.code) in (lines[0] for lines in said) else UserError
+            raise kind(dict.fromkeys(line for lines in said for line in lines[1:]))
 
     def agree_on(self, facts: Mapping[str, Any]) -> None:
         """Compares plain values over the ranks. Raises UserError on all of them, naming what differs from rank 0's."""
@@ -136,7 +150,8 @@ class Runtime:
             return True
         from mindspore import Tensor, ops
 
-        total = ops.AllReduce()(Tensor(np.full(1000, self.rank + 1, np.float32))).asnumpy()
+        with presence.meeting():
+            total = ops.AllReduce()(Tensor(np.full(1000, self.rank + 1, np.float32))).asnumpy()
         return bool((total == self.world * (self.world + 1) / 2).all())
 
     def broadcast(self, parameters: Iterable) -> None:
@@ -146,8 +161,9 @@ class Runtime:
         from mindspore import ops
 
         broadcast = ops.Broadcast(0)
-        for parameter in parameters:
-            parameter.set_data(broadcast((parameter,))[0])
+        with presence.meeting():
+            for parameter in parameters:
+                parameter.set_data(broadcast((parameter,))[0])
 
     def check_same(self, parameters: Iterable, when: str) -> None:
         """Compares a checksum of each parameter over the ranks. Raises RuntimeError naming those that differ."""

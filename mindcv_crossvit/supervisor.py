@@ -1,7 +1,7 @@
 """Runs a job of one or more ranks, says which rank failed and why, and starts it again from its last whole checkpoint.
 
 It watches what the ranks say (presence) and their processes; it needs neither MindSpore nor the ranks' help to end
-them. On several machines each has its own, which watches the ranks there. Linux only.
+them. On several machines each has its own, which watches the ranks there and hears of the others (peers). Linux only.
 """
 
 from __future__ import annotations
@@ -22,53 +22,79 @@ from pathlib import Path
 from . import presence
 from .errors import STOPPED, UserError
 from .job import Job
-from .presence import Presence
+from .peers import News, Peers
+from .presence import SCHEDULER, Presence
 from .process import LAUNCHER, Status, StopCount, become_reaper, die_with_parent, end_descendants, how_ended, status
 from .verdict import FAILED, FINAL, Limits, Outcome, Scene, judge, waiting
 
 LAUNCH_LOG = "launch.log"
 _POLL = 0.1
 _SAY_EVERY = 60.0
+_HEAR_EVERY = 1.0
 Say = Callable[[str], None]
 
 
 def supervise(job: Job, limits: Limits, logs: Path) -> int:
     """Runs a job until it ends, is stopped or has failed too often; returns its exit code, FAILED for the last.
 
-    logs: gets supervise.log, and a folder per attempt with the logs of msrun and the ranks. Raises UserError when the
-    job cannot be started.
+    logs: gets supervise.log, and a folder per attempt with the logs of msrun and the ranks; on several machines each
+    has a folder of its own there. Raises UserError when the job cannot be started.
     """
     job.check()
-    logs.mkdir(parents=True, exist_ok=True)
-    say, stop, folder = _speaker(logs / "supervise.log"), StopCount(), None
+    place = logs / f"node-{job.node}" if job.others else logs
+    place.mkdir(parents=True, exist_ok=True)
+    say, stop, folder = _speaker(place / "supervise.log"), StopCount(), None
+    peers = Peers(logs, job.node, job.others)
     become_reaper()
-    for restart in range(limits.restarts + 1):
-        attempt = Attempt(job, limits, _free(logs), say, stop)
+    number = 0
+    while True:
+        number += 1
+        peers.tell(News(number))
+        attempt = Attempt(job, limits, _free(place), say, stop, peers, number)
         outcome = attempt.run(folder)
         folder = attempt.folder or folder
         for name, cause in outcome.causes:
-            log = "" if name == "job" else f" (log: {attempt.log_of(name)})"
-            say(f"{'ended' if outcome.code in FINAL else 'FAILED'}: {name} {cause}{log}")
-        if outcome.code in FINAL:
-            return outcome.code
-        if restart < limits.restarts and not stop.asked:
-            seconds = min(limits.backoff * 2**restart, 300)
-            say(f"restart {restart + 1} of {limits.restarts} in {seconds:g} s")
-            stop.wait(seconds)
+            log = attempt.log_of(name)
+            say(f"{'ended' if outcome.code in FINAL else 'FAILED'}: {name} {cause}{f' (log: {log})' if log else ''}")
+        last = outcome.code in FINAL or not outcome.again or stop.asked or number > limits.restarts
+        peers.tell(News(number, outcome.code, _sentence(outcome), again=not last))
+        if last:
+            return _farewell(outcome, stop, number, say, place)
+        seconds = min(limits.backoff * 2 ** (number - 1), 300)
+        say(f"restart {number} of {limits.restarts} in {seconds:g} s")
+        stop.wait(seconds)
         if stop.asked:
+            peers.tell(News(number, STOPPED, "stopped on request", again=False))
             return STOPPED
-    say(f"given up after {limits.restarts} restarts; all logs: {logs}")
+
+
+def _sentence(outcome: Outcome) -> str:
+    return " ".join(outcome.causes[0]) if outcome.causes else ""
+
+
+def _farewell(outcome: Outcome, stop: StopCount, attempts: int, say: Say, logs: Path) -> int:
+    """The exit code of the last attempt, and why it is the last."""
+    if outcome.code in FINAL:
+        return outcome.code
+    if stop.asked:
+        return STOPPED
+    if outcome.again:
+        say(f"given up after {attempts - 1} restarts; all logs: {logs}")
+    else:
+        say(f"not started again: the other machines do not start it; all logs: {logs}")
     return FAILED
 
 
 class Attempt:
-    """One start of the job, watched to its end. folder: the run folder, once rank 0 has chosen it."""
+    """One start of the job, the `number`-th, watched to its end. folder: the run folder, once rank 0 has chosen it."""
 
-    def __init__(self, job: Job, limits: Limits, place: Path, say: Say, stop: StopCount):
+    def __init__(self, job: Job, limits: Limits, place: Path, say: Say, stop: StopCount, peers: Peers, number: int):
         self.job, self.limits, self.place, self.say, self.stop = job, limits, place, say, stop
+        self.peers, self.number = peers, number
         self.people: dict[str, Presence] = {}
         self.folder: str | None = None
-        self._began = self._said = time.monotonic()
+        self._news: dict[int, News] = {}
+        self._began = self._said = self._heard = time.monotonic()
         self._ended: float | None = None
         self._deaths: dict[str, str] = {}
         self._passed_on = 0
@@ -76,6 +102,10 @@ class Attempt:
     def run(self, folder: str | None) -> Outcome:
         """Starts it, going on with the run in `folder`, and watches it; leaves none of its processes."""
         self.place.mkdir(parents=True)
+        try:
+            self.job.check()
+        except UserError as error:  # another job has taken the port meanwhile; it may give it back
+            return Outcome(FAILED, (("job", str(error)),))
         command = self.job.command(self.place, folder)
         self.say(f"runs {shlex.join(command)}")
         with tempfile.TemporaryDirectory(prefix="crossvit-presence-") as presences:
@@ -93,9 +123,10 @@ class Attempt:
                 child.poll()
                 copier.join(5)
 
-    def log_of(self, name: str) -> Path:
-        """Where a process's output is."""
-        return self.job.log_of(name, self.place) or self.place / LAUNCH_LOG
+    def log_of(self, name: str) -> Path | None:
+        """Where a process's output is; None for what is no process here."""
+        launched = name in (*self.job.ranks, SCHEDULER, "msrun")
+        return self.job.log_of(name, self.place) or (self.place / LAUNCH_LOG if launched else None)
 
     def _look(self, presences: Path, launcher: int | None) -> Outcome | None:
         statuses = {name: status(p.pid) for name, p in self.people.items()}  # before what they said last
@@ -103,10 +134,16 @@ class Attempt:
         statuses |= {name: status(p.pid) for name, p in self.people.items() if name not in statuses}
         self.folder = next((p.folder for p in self.people.values() if p.folder), None)
         statuses, msrun = self._blamed(statuses), self.job.msrun is not None
-        scene = Scene(self.job.ranks, self.people, statuses, msrun, launcher, self._began, time.monotonic())
+        now = time.monotonic()
+        if now - self._heard > _HEAR_EVERY:
+            self._heard, self._news = now, self.peers.hear()
+        told = (self.number, self.job.others, self._news)
+        scene = Scene(self.job.ranks, self.people, statuses, msrun, launcher, self._began, now, *told)
         if outcome := judge(scene, self.limits):
-            self._ended = self._ended or scene.now
-            return outcome if scene.now - self._ended > _patience(scene) else None
+            if self._ended is None:  # at once: the ranks of other machines wait for those here
+                self._ended = scene.now
+                self.peers.tell(News(self.number, outcome.code, _sentence(outcome), outcome.code not in FINAL))
+            return outcome if scene.now - self._ended > _patience(scene, outcome) else None
         self._pass_on(scene)
         if scene.now - self._said > _SAY_EVERY:
             self._said = scene.now
@@ -138,8 +175,13 @@ class Attempt:
         self._passed_on = self.stop.asked
 
 
-def _patience(scene: Scene) -> float:
+def _patience(scene: Scene, outcome: Outcome) -> float:
     """Seconds to wait with an outcome: ranks that end get time to end well; of a killed one the cause may show yet."""
+    if outcome.code in FINAL and not outcome.again:  # of another machine: ranks that met its own will say the same
+        met = any(p.phase not in presence.BEFORE_JOINING for p in scene.ranks)
+        return 20.0 if met else 3.0
+    if outcome.code == FAILED and scene.others and not any(w.code for w in scene.news.values()):
+        return 3.0  # the cause may be there
     if all(scene.statuses[p.name].ended for p in scene.ranks) or not any(p.code is not None for p in scene.ranks):
         return _POLL / 2
     return 20.0 if all(p.code is not None for p in scene.ranks) else 1.0

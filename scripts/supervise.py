@@ -5,7 +5,9 @@
         --config configs/crossvit_15_ascend.yaml --data_dir /path/to/imagenet
 
 scripts/launch.sh calls it with msrun's flags. Its exit code is the job's: 0 done, 2 user error, 3 diverged, 4 stopped
-on request, 7 a checkpoint could not be written; none of these is started again. 1: failed too often.
+on request, 7 a checkpoint could not be written; none of these is started again. 1: failed too often, or the other
+machines did not come. What begins with errors.run_main, as all scripts of this suite, says where it is; another command
+says nothing and must end within --start seconds.
 """
 
 import sys

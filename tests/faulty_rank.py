@@ -1,10 +1,12 @@
 """Run by msrun, or alone, in tests of the supervisor: a rank that fails when told to.
 
-FAULT: `before` raises before joining, `late` sleeps before it, `after` raises after it, `code N` ends with code N.
-The fault is rank 1's, or the only rank's.
+FAULT: `before` raises before joining, `late` sleeps before it, `after` raises after it, `hang` sleeps while the others
+wait for it, `idle` lets all sleep after joining, `user` is a user error, `code N` ends all with code N. The fault is
+rank 1's, or the only rank's; `stopped` is the scheduler's, which stops itself. When it happens, FAULT_MARK is made.
 """
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,21 +17,36 @@ from mindcv_crossvit import runtime
 from mindcv_crossvit.errors import UserError, run_main
 
 
+def fault_is(name: str) -> bool:
+    """Whether this fault was asked for and is this process's."""
+    mine = runtime.launched_rank() == 1 or not runtime.launched_world()
+    if os.environ["FAULT"] != name or (runtime.is_scheduler() if name != "stopped" else not runtime.is_scheduler()):
+        return False
+    if name not in ("idle", "stopped") and not mine:
+        return False
+    if "FAULT_MARK" in os.environ:
+        Path(os.environ["FAULT_MARK"]).touch()
+    return True
+
+
 def main() -> int:
     """Joins, waits for the others, ends."""
-    fault, mine = os.environ["FAULT"], runtime.launched_rank() == 1 or not runtime.launched_world()
-    print("arguments:", *sys.argv[1:], flush=True)
-    if fault == "code 2":
-        raise UserError("a word in the recipe is wrong")
-    if fault.startswith("code"):
-        return int(fault.split()[1])
-    if mine and fault == "before" and not runtime.is_scheduler():
+    print("arguments:", *sys.argv[1:], "timeout:", os.environ.get("HCCL_EXEC_TIMEOUT"), flush=True)
+    if os.environ["FAULT"].startswith("code"):
+        return int(os.environ["FAULT"].split()[1])
+    if fault_is("user"):
+        raise UserError("a word in the recipe is wrong: " + "图" * 500)
+    if fault_is("before"):
         raise FileNotFoundError("no such picture: a.png")
-    if mine and fault == "late" and not runtime.is_scheduler():
+    if fault_is("late"):
         time.sleep(60)
+    if fault_is("stopped"):
+        os.kill(os.getpid(), signal.SIGSTOP)
     process = runtime.start("CPU")
-    if mine and fault == "after":
+    if fault_is("after"):
         raise ValueError("the data end here")
+    if fault_is("hang") or fault_is("idle"):
+        time.sleep(60)
     import numpy as np
 
     process.gather(np.zeros(1, np.float32))

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from mindcv_crossvit import runtime
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = Path(os.environ["RANK_CASES"])
+FOLDER = Path(os.environ.get("RANK_CASES", "."))
 CASES: dict[str, Callable[[runtime.Runtime], Any]] = {}
 SETTINGS = ["batch.global_batch=16", "batch.largest_per_device=2", "mix.group=2", "data.workers=0", "evaluate.batch=4"]
 SETTINGS += ["schedule.warmup_epochs=0", "schedule.epochs=1", "augment.repeats=3"]
@@ -374,6 +374,40 @@ def pictures_that_cannot_be_read(process: runtime.Runtime) -> Any:
     only_val = data._replace(train=data.train.part(sound(data.train)))
     stop_val = train(process, only_val, *settings[:2])
     return {name: plain(f) for name, f in {"several": several, "one": one, "stop": stop, "val": stop_val}.items()}
+
+
+@case
+def storage_that_fails(process: runtime.Runtime) -> Any:
+    """A picture that gives an input/output error, met by one rank; pictures that cannot be read may be skipped."""
+    from mindcv_crossvit.data import files
+    from mindcv_crossvit.data.sources import open_data
+    from mindcv_crossvit.recipe import Data
+
+    files.WAITS = (0.01,)
+    data = open_data(Data(dir=str(FOLDER / "failing"), val_fraction=0.2))
+    return plain(train(process, data, "augment.repeats=1", "data.bad_images=skip"))
+
+
+@case
+def answers_to_pictures(process: runtime.Runtime) -> dict[str, str]:
+    return answers(sorted(path for path in (FOLDER / "pictures").rglob("*.*") if not path.is_dir()))
+
+
+def answers(paths: list[Path]) -> dict[str, str]:
+    """What each file gives: a checksum of its pixels, or why it gives none."""
+    import zlib
+
+    from mindcv_crossvit.data.images import BadImage
+    from mindcv_crossvit.data.sources import FileSource
+
+    found = {}
+    for path in map(str, paths):
+        try:
+            image = FileSource([path], []).read(0)  # type: ignore[arg-type]
+            found[path] = f"pixels {image.size} {zlib.crc32(image.tobytes())}"
+        except BadImage as error:
+            found[path] = str(error)
+    return found
 
 
 def sound(source) -> list[int]:

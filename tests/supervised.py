@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -26,15 +27,47 @@ def slow_disk(env: dict[str, str], folder: Path) -> dict[str, str]:
     return {**env, "PYTHONPATH": str(folder / "slow")}
 
 
-class Supervised:
-    """A supervisor with its job, in an environment that marks every process of it."""
+def marked(mark: str) -> dict[int, dict[str, str]]:
+    """Environment of every process that has the entry `mark` in it, NAME=VALUE, by process id."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if mark in words:
+            found[int(path.parent.name)] = dict(w.split("=", 1) for w in words if "=" in w)
+    return found
 
-    def __init__(self, logs: Path, command: list[object], *options: object, env: dict[str, str] | None = None):
-        self.logs, self.mark, self.said = logs, f"CROSSVIT_TEST={logs}", logs.parent / "said.txt"
+
+def people(mark: str) -> dict[str, dict]:
+    """What the ranks among the processes with the entry `mark` say, by name."""
+    found = {}
+    for folder in {env["CROSSVIT_PRESENCE"] for env in marked(mark).values() if "CROSSVIT_PRESENCE" in env}:
+        for path in Path(folder).glob("*.json"):
+            with contextlib.suppress(OSError, ValueError):
+                found[path.stem] = json.loads(path.read_text())
+    return found
+
+
+class Supervised:
+    """A supervisor with its job, or the job alone, in an environment that marks every process of it."""
+
+    def __init__(
+        self,
+        logs: Path,
+        command: list[object],
+        *options: object,
+        env: dict[str, str] | None = None,
+        supervised: bool = True,
+        said: Path | None = None,
+    ):
+        self.logs, self.said = logs, said or logs.parent / "said.txt"
+        self.mark = f"CROSSVIT_TEST={self.said}"
         words = [sys.executable, ROOT / "scripts" / "supervise.py", "--logs", logs, "--backoff", "0.1", *options, "--"]
         name, _, value = self.mark.partition("=")
         self.process = subprocess.Popen(
-            [str(w) for w in [*words, *command]],
+            [str(w) for w in [*(words if supervised else []), *command]],
             stdout=self.said.open("w"),
             stderr=subprocess.STDOUT,
             env={**msrun_env(env), name: value},
@@ -51,15 +84,7 @@ class Supervised:
 
     def processes(self) -> dict[int, dict[str, str]]:
         """Environment of every process of the job but the supervisor, by process id."""
-        found = {}
-        for path in Path("/proc").glob("[0-9]*/environ"):
-            try:
-                words = path.read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if self.mark in words and int(path.parent.name) != self.process.pid:
-                found[int(path.parent.name)] = dict(w.split("=", 1) for w in words if "=" in w)
-        return found
+        return {pid: env for pid, env in marked(self.mark).items() if pid != self.process.pid}
 
     def log(self) -> str:
         """What the supervisor wrote so far."""
@@ -68,14 +93,4 @@ class Supervised:
 
     def people(self) -> dict[str, dict]:
         """What the ranks of the running attempt say."""
-        found = {}
-        for env in self.processes().values():
-            folder = Path(env.get("CROSSVIT_PRESENCE", "/none"))
-            for path in folder.glob("*.json"):
-                try:
-                    found[path.stem] = json.loads(path.read_text())
-                except (OSError, ValueError):
-                    continue
-            if found:
-                break
-        return found
+        return people(self.mark)

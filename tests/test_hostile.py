@@ -113,6 +113,22 @@ def test_a_run_is_not_called_so_that_it_leaves_its_folder(name, tmp_path, monkey
         choose_folder(load_recipe("r.yaml"))
 
 
+@pytest.mark.parametrize("output", ["/tmp/escaped", "../escaped", "link/../escaped", "~/escaped", "~root", ".."])
+def test_a_recipe_file_names_no_run_folder_elsewhere_the_command_line_may(output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(json.dumps({**RECIPE, "run": {"output": output}}))
+    with pytest.raises(UserError, match=r"^r\.yaml: run\.output: expected a folder below the working folder, got "):
+        load_recipe("r.yaml")
+    for recipe in (
+        load_recipe("r.yaml", [f"run.output={output}"]),
+        load_recipe("r.yaml", ["run={output: inside}"]),
+        load_recipe("r.yaml", [], {"run.output": output}),
+    ):
+        assert recipe.run.output in (output, "inside")
+    (tmp_path / "r.yaml").write_text(json.dumps({**RECIPE, "run": {"output": "./runs/mine"}}))
+    assert choose_folder(load_recipe("r.yaml")) == Path("runs/mine")
+
+
 def test_the_recipe_in_a_checkpoint_is_checked_like_any_other(tmp_path):
     for recipe in ({**RECIPE, "name": OUTSIDE}, {**RECIPE, "data": {"workers": 10**9}}, {"model": {"name": "rm -rf"}}):
         with pytest.raises(UserError, match="the recipe in it: "):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from running import cannot
 
 from mindcv_crossvit import cli
 from mindcv_crossvit.job import read_job
@@ -25,6 +26,7 @@ ROOMS = [
     "errors",
     "compile",
     "files",
+    "peers",
     "job",
     "verdict",
     "supervisor",
@@ -164,3 +166,15 @@ def test_documented_commands_exist_and_are_understood(document, command):
         parse = cli.train_arguments if script == "train.py" else cli.validate_arguments
         parsed = parse(arguments)
         load_recipe(ROOT / parsed.config, parsed.changes)
+
+
+def test_what_cannot_be_run_is_skipped_but_not_before_a_release(monkeypatch):
+    monkeypatch.delenv("CROSSVIT_RELEASE", raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no right to mount"):
+        cannot("no right to mount")
+    [name, value] = re.findall(r"^export (\w+)=(.*)$", (ROOT / "scripts" / "release.sh").read_text(), re.MULTILINE)[0]
+    monkeypatch.setenv(name, value)
+    with pytest.raises(pytest.fail.Exception, match="no right to mount"):
+        cannot("no right to mount")
+    for path in (ROOT / "tests").glob("test_*.py"):  # rights are asked for through it
+        assert not re.search(r"pytest\.skip\(.*(right|namespace|mount)", path.read_text(encoding="utf-8")), path

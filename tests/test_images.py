@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import pickle
 import re
+import socket
 import struct
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -14,8 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mindcv_crossvit.data import files
 from mindcv_crossvit.data.images import BadImage, decode
 from mindcv_crossvit.data.sources import FileSource
+from mindcv_crossvit.errors import MachineError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -45,15 +51,20 @@ def reason(data: bytes, name: str = "some/picture.jpg") -> str:
     return messages[0].removeprefix(f"{name}: ")
 
 
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has almost no data."""
+def png(width: int, height: int, data: bytes, bits: int = 8, colours: int = 2) -> bytes:
+    """A PNG byte by byte: colours 2 is RGB, 4 grey with alpha, 6 RGBA; data: rows of samples after a zero each."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(bytes(100))), chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, colours, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and has almost no data."""
+    return png(width, height, bytes(100))
 
 
 def noise(size: tuple[int, int] = (64, 48)) -> Image.Image:
@@ -85,6 +96,22 @@ def test_sixteen_bit_grey_is_scaled_to_eight():
     assert Image.open(io.BytesIO(data)).mode.startswith("I")
     np.testing.assert_array_equal(pixels(data)[0, :, 0], [0, 1, 128, 254, 255])
     np.testing.assert_array_equal(pixels(encoded(Image.fromarray(values), "TIFF"))[0, :, 1], [0, 1, 128, 254, 255])
+
+
+def byte_wise(bits: int, colours: int) -> tuple[bytes, np.ndarray]:
+    """(PNG, what it must be read as): two rows of three pixels; with 16 bits the high byte counts, alpha never."""
+    samples = {2: 3, 4: 2, 6: 4}[colours]
+    values = np.random.default_rng(bits + colours).integers(0, 1 << bits, (2, 3, samples))
+    rows = b"".join(b"\0" + row.astype(">u2" if bits == 16 else "u1").tobytes() for row in values)
+    shown = values[..., [0, 0, 0] if colours == 4 else [0, 1, 2]] >> (bits - 8)
+    return png(3, 2, rows, bits, colours), shown
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("colours", [2, 4, 6])
+def test_png_of_every_kind_of_sample_written_byte_by_byte(bits, colours):
+    data, shown = byte_wise(bits, colours)
+    np.testing.assert_array_equal(pixels(data), shown)
 
 
 @pytest.mark.parametrize("mode, pixel, colour", [("LA", (90, 40), (90, 90, 90)), ("RGBA", (*RED, 0), RED)])
@@ -203,3 +230,45 @@ def test_files_that_cannot_be_opened_are_named(tmp_path):
     assert bad_file(tmp_path / "broken.jpg") == "No such file or directory"
     assert bad_file(tmp_path / "folder.jpg") == "Is a directory"
     assert bad_file(tmp_path / "text.jpg").startswith("cannot identify image file")
+
+
+def test_what_is_no_regular_file_is_named_and_neither_waited_for_nor_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "device.jpg").symlink_to("/dev/zero")
+    (tmp_path / "terminal.jpg").symlink_to("/dev/tty")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(1 << 40)  # a file with a hole takes no room
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "socket.jpg"))
+    began = time.monotonic()
+    assert bad_file(tmp_path / "pipe.jpg") == "no file with a picture, but a pipe"
+    assert bad_file(tmp_path / "device.jpg") == "no file with a picture, but a device"
+    assert bad_file(tmp_path / "socket.jpg") == "No such device or address"
+    assert bad_file(tmp_path / "terminal.jpg")
+    assert bad_file(tmp_path / "huge.jpg") == "1,099,511,627,776 bytes, more than 1,073,741,824"
+    assert time.monotonic() - began < 2
+
+
+def test_storage_that_fails_is_asked_again_and_is_no_fault_of_the_picture(tmp_path, monkeypatch):
+    """Reading a process's memory from its beginning is an input/output error: of a real file system, every time."""
+    monkeypatch.setattr(files, "WAITS", (0.05, 0.1))
+    (tmp_path / "sector.jpg").symlink_to("/proc/self/mem")
+    with pytest.raises(MachineError) as caught:
+        FileSource([str(tmp_path / "sector.jpg")], np.zeros(1)).read(0)
+    name, reason = str(caught.value).split(": ", 1)
+    assert name == str(tmp_path / "sector.jpg") and not isinstance(caught.value, BadImage)
+    assert reason == "Input/output error, 3 times in 0.15 s: the storage fails"
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
+def test_an_error_that_passes_is_not_noticed(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(files, "WAITS", (0.05, 0.1))
+    (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
+    errors, fstat = [OSError(number, "passing"), OSError(number, "passing")], os.fstat
+    monkeypatch.setattr(files.os, "fstat", lambda handle: fstat(handle) if not errors else _raise(errors.pop()))
+    np.testing.assert_array_equal(np.asarray(FileSource([str(tmp_path / "a.png")], []).read(0)), np.asarray(noise()))
+    assert not errors
+
+
+def _raise(error: Exception) -> None:
+    raise error

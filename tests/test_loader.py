@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +25,7 @@ from mindcv_crossvit.data.loader import Loader
 from mindcv_crossvit.data.sources import EncodedSource, Source, Splits, open_data
 from mindcv_crossvit.data.transforms import EvalTransform, Normalise, TrainTransform
 from mindcv_crossvit.data.views import Arrays, EvalView, Job, Order, TrainView, View, eval_jobs, train_jobs
-from mindcv_crossvit.errors import UserError
+from mindcv_crossvit.errors import MachineError, UserError
 from mindcv_crossvit.recipe import Augment, Data, Mix
 
 Bytes = tuple[dict[str, bytes], list[tuple[int, str]]]
@@ -204,9 +204,9 @@ def test_the_time_callers_wait_is_counted(no_workers):
     assert no_workers.waited - before >= 0.4
 
 
-def test_a_worker_that_dies_is_the_users_to_know():
+def test_a_worker_that_dies_is_no_fault_of_the_recipe():
     said = "a data worker process died; most often memory ran out"
-    with Loader({"numbers": NumberView(fatal=3)}, 2) as loader, pytest.raises(UserError, match=said):
+    with Loader({"numbers": NumberView(fatal=3)}, 2) as loader, pytest.raises(MachineError, match=said):
         list(loader.batches("numbers", numbered(range(8))))
 
 
@@ -442,9 +442,23 @@ def test_drop_path_is_a_function_of_seed_and_update():
         assert not np.array_equal(first, other)
 
 
-def test_too_little_shared_memory_is_said_beforehand(monkeypatch):
-    from mindcv_crossvit.data import loader
+@dataclass(frozen=True)
+class WideView(NumberView):
+    """Batches of so many numbers."""
 
-    monkeypatch.setattr(loader.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    with pytest.raises(UserError, match=r"need .* GB of shared memory, /dev/shm has 0\.00 GB: lower data\.workers"):
-        Loader({"numbers": NumberView()}, 1)
+    numbers: int = 10**12
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"number": (self.numbers,)}
+
+
+@pytest.mark.parametrize(
+    "workers, said",
+    [
+        (0, r"batches need 4000\.00 GB of memory, this machine has [\d.]+ GB: lower evaluate\.batch$"),
+        (1, r"need 12000\.00 GB of shared memory, /dev/shm has .* GB: lower evaluate\.batch, data\.workers or data"),
+    ],
+)
+def test_batches_larger_than_the_memory_are_refused_with_the_setting_that_makes_them_large(workers, said):
+    with pytest.raises(UserError, match=said):
+        Loader({"train": NumberView(), "val": WideView()}, workers)

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from running import ROOT, TINY, call, call_msrun, last_json, msrun_env, same_run, same_to_rounding
+from running import (
+    ROOT,
+    TINY,
+    call,
+    call_msrun,
+    cannot,
+    last_json,
+    metrics,
+    msrun_env,
+    same_run,
+    same_to_rounding,
+    wait_for,
+)
+from supervised import marked, people
 
 pytestmark = pytest.mark.slow
 SETTINGS = ["augment.repeats=3", "batch.global_batch=160", "batch.largest_per_device=20", "mix.group=40"]
@@ -82,32 +98,75 @@ def two_nodes() -> Iterator[list[str]]:
             try:
                 done = subprocess.run(command, capture_output=True, text=True)
             except FileNotFoundError:
-                pytest.skip("no `ip` to make network namespaces with")
+                cannot("no `ip` to make network namespaces with")
             if done.returncode:
-                pytest.skip(f"no right to make network namespaces: {' '.join(command)}: {done.stderr.strip()}")
+                cannot(f"no right to make network namespaces: {' '.join(command)}: {done.stderr.strip()}")
         yield names
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "delete", name], capture_output=True)
 
 
-def test_two_machines_give_bitwise_the_run_of_four_ranks_on_one(by_ranks, two_nodes, tmp_path):
-    folder, running = tmp_path / "run", []
+@contextmanager
+def launched(
+    namespaces: list[str], root: Path, *options: object, only_first: Sequence = (), only_second: Sequence = ()
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """launch.sh with two ranks on each of two machines; nothing of it is left."""
+    env, running = {**msrun_env(), "CROSSVIT_TEST": str(root)}, []
     try:
-        for rank, namespace in enumerate(two_nodes):
+        for rank, namespace in enumerate(namespaces):
             launch = [ROOT / "scripts" / "launch.sh", "--workers", 2, "--nodes", 2, "--node-rank", rank]
-            launch += ["--master", NODES["node0"], "--port", 8118, "--restarts", 0, "--logs", tmp_path / "logs"]
-            words = ["ip", "netns", "exec", namespace, *launch, "train.py", *RECIPE, "--output", folder]
-            said = (tmp_path / f"said-{rank}.txt").open("w")
-            options = {"stdout": said, "stderr": subprocess.STDOUT, "env": msrun_env()}
-            running.append(subprocess.Popen([str(w) for w in words], **options))
-        codes = [process.wait(PATIENCE) for process in running]
+            launch += ["--master", NODES["node0"], "--port", 8118, "--logs", root / "logs", *options]
+            words = ["ip", "netns", "exec", namespace, *launch, "train.py", *RECIPE, "--output", root / "run"]
+            words += [*(only_first, only_second)[rank]]
+            said = (root / f"said-{rank}.txt").open("w")
+            running.append(subprocess.Popen([str(w) for w in words], stdout=said, stderr=subprocess.STDOUT, env=env))
+        yield running
     finally:
         for process in running:
             process.terminate()
-    said = [(tmp_path / f"said-{rank}.txt").read_text() for rank in range(2)]
+            process.wait(60)
+        assert not marked(f"CROSSVIT_TEST={root}")
+
+
+def ends(running: list[subprocess.Popen[bytes]], root: Path, seconds: float = PATIENCE) -> tuple[list[int], list[str]]:
+    """(exit codes, what was said) of both machines."""
+    codes = [process.wait(seconds) for process in running]
+    return codes, [(root / f"said-{rank}.txt").read_text() for rank in range(2)]
+
+
+def test_two_machines_give_bitwise_the_run_of_four_ranks_on_one(by_ranks, two_nodes, tmp_path):
+    with launched(two_nodes, tmp_path, "--restarts", 0) as running:
+        codes, said = ends(running, tmp_path)
     assert codes == [0, 0], "\n".join(text[-3000:] for text in said)
     for rank in range(2):
         workers = {p.name for p in (tmp_path / "logs" / f"node-{rank}" / "attempt-1").glob("worker_*.log")}
         assert workers == {f"worker_{2 * rank}.log", f"worker_{2 * rank + 1}.log"}
+    same_run(by_ranks(4), tmp_path / "run")
+
+
+def test_a_rank_killed_on_one_of_two_machines_ends_and_restarts_both_bitwise(by_ranks, two_nodes, tmp_path):
+    folder, mark = tmp_path / "run", f"CROSSVIT_TEST={tmp_path}"
+    every = ["--set", "checkpoint.every_updates=2"]
+    options = ["--restarts", 1, "--backoff", 1]
+    with launched(two_nodes, tmp_path, *options, only_first=every, only_second=every) as running:
+        wait_for(lambda: (folder / "metrics.jsonl").exists() and len(metrics(folder)) > 4, running[0], PATIENCE)
+        os.kill(people(mark)["rank 3"]["pid"], signal.SIGKILL)
+        began = time.monotonic()
+        logs = [tmp_path / "logs" / f"node-{rank}" / "supervise.log" for rank in range(2)]
+        wait_for(lambda: all("restart 1 of 1" in log.read_text() for log in logs), running[0])
+        assert time.monotonic() - began < 30
+        codes, said = ends(running, tmp_path)
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in said)
+    assert "FAILED: rank 3 was killed by SIGKILL" in said[1]
+    assert "FAILED: node 1 has failed: rank 3 was killed by SIGKILL" in said[0]
+    assert all(text.count("supervise: runs") == 2 for text in said)
     same_run(by_ranks(4), folder)
+
+
+def test_a_wrong_word_on_one_of_two_machines_ends_both_at_once(two_nodes, tmp_path):
+    began = time.monotonic()
+    with launched(two_nodes, tmp_path, only_second=["--set", "optimizer.weight_dcay=1"]) as running:
+        codes, said = ends(running, tmp_path, 100)
+    assert codes == [2, 2] and time.monotonic() - began < 60
+    assert all("did you mean weight_decay" in text and "supervise: restart" not in text for text in said)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from rank_cases import answers
 from running import call_msrun
-from test_images import encoded, noise, png_header
+from test_images import byte_wise, encoded, noise, png_header
 
 BAD = {
     "torn.jpg": "image file is truncated",
@@ -17,11 +19,12 @@ BAD = {
     "bomb.png": "decompression bomb",
     "text.jpg": "cannot identify image file",
     "broken.jpg": "No such file or directory",
+    "pipe.jpg": "no file with a picture, but a pipe",
 }
 
 
 def odd_pictures(folder: Path) -> Path:
-    """Two classes with every odd kind of picture, five of which cannot be read, and three of six to validate."""
+    """Two classes with every odd kind of picture, six of which cannot be read, and three of six to validate."""
     whole = encoded(noise(), "JPEG")
     frames = [Image.new("RGB", (8, 6), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     good = {
@@ -32,7 +35,10 @@ def odd_pictures(folder: Path) -> Path:
         "one.png": encoded(Image.new("RGB", (1, 1), (1, 2, 3)), "PNG"),
         "一只 猫.png": encoded(noise(), "PNG"),
         "two\nlines.png": encoded(noise(), "PNG"),
+        "with spaces 1.png": encoded(noise(), "PNG"),
     }
+    for bits in (8, 16):
+        good |= {f"kind {colours} of {bits} bits.png": byte_wise(bits, colours)[0] for colours in (2, 4, 6)}
     bad = {"torn.jpg": whole[: len(whole) // 2], "empty.png": b"", "text.jpg": b"hello"}
     bad["bomb.png"] = png_header(20_000, 20_000)
     for name in ("train/红", "train/a b", "val/红", "val/a b"):
@@ -40,6 +46,7 @@ def odd_pictures(folder: Path) -> Path:
     for name, data in {**good, **bad}.items():
         (folder / "train" / "红" / name).write_bytes(data)
     (folder / "train" / "红" / "broken.jpg").symlink_to("gone.jpg")
+    os.mkfifo(folder / "train" / "红" / "pipe.jpg")
     for k in range(12):
         (folder / "train" / "a b" / f"{k}.png").write_bytes(encoded(noise((20 + k, 20)), "PNG"))
     for name in ("torn.jpg", "text.jpg", "cmyk.jpg"):
@@ -50,11 +57,22 @@ def odd_pictures(folder: Path) -> Path:
     return folder
 
 
+def failing_pictures(folder: Path) -> None:
+    """Whole pictures and one whose storage fails: the memory of a process cannot be read from its beginning."""
+    folder.mkdir()
+    for k in range(40):
+        (folder / "a" if k % 2 else folder / "b").mkdir(exist_ok=True)
+        (folder / ("a" if k % 2 else "b") / f"{k}.png").write_bytes(encoded(noise(), "PNG"))
+    for k in range(3):  # one of which at least is no picture to validate
+        (folder / "a" / f"sector {k}.jpg").symlink_to("/proc/self/mem")
+
+
 @pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
 def cases(request, tmp_path_factory) -> list[dict[str, dict]]:
     """What each rank found in each case of rank_cases.py."""
     folder = tmp_path_factory.mktemp("cases")
     odd_pictures(folder / "pictures")
+    failing_pictures(folder / "failing")
     env = {**os.environ, "RANK_CASES": str(folder)}
     done = call_msrun(request.param, folder / "logs", "tests/rank_cases.py", env=env)
     logs = [(folder / "logs" / f"worker_{rank}.log").read_text() for rank in range(request.param)]
@@ -166,6 +184,18 @@ def test_a_best_that_was_not_saved_does_not_stand_in_the_way_of_one_that_is(case
     assert found["best"][0] == found["score"]["top1"] > 0
 
 
+def test_every_rank_has_the_same_answer_to_every_picture(cases):
+    """Its pixels, or the reason why not; and they are those that this process finds."""
+    found = of_all(cases, "answers_to_pictures")
+    assert found == answers(sorted(Path(name) for name in found))
+    names = {Path(name).name for name in found}
+    assert {*BAD, "cmyk.jpg", "sixteen.png", "animated.gif", "one.png", "一只 猫.png", "kind 4 of 16 bits.png"} <= names
+    for name, reason in BAD.items():
+        assert [reason in said for path, said in found.items() if Path(path).name == name].count(False) == 0
+    read = [path for path, said in found.items() if said.startswith("pixels")]
+    assert len(read) == len(found) - len(BAD) - 3  # two more bad ones and the name that is no text, to validate
+
+
 def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):
     for rank in cases:
         found = rank["pictures_that_cannot_be_read"]
@@ -180,6 +210,14 @@ def test_pictures_that_cannot_be_read_are_named_and_counted_alike_by_all(cases):
     assert r"/val/a b/\udcff.png: cannot identify image file" in log
     assert "skipped   3 of 6 validation pictures cannot be read" in log
     assert f"skipped   {several['skipped']} times a training picture could not be read" in log
+
+
+def test_storage_that_fails_on_one_rank_ends_all_and_is_never_skipped(cases):
+    found = of_all(cases, "storage_that_fails")
+    assert found["error"].startswith("MachineError: ") and found["skipped"] == 0
+    assert re.search(
+        r"/failing/a/sector \d\.jpg: Input/output error, 2 times in 0\.01 s: the storage f", found["error"]
+    )
 
 
 def test_a_picture_that_cannot_be_read_stops_all_ranks_with_the_same_words(cases):

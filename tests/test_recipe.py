@@ -43,9 +43,10 @@ def test_a_minimal_recipe_has_the_papers_values(tmp_path):
         ("schedule: {epochs: 1.5}", "schedule.epochs: expected a whole number from 1 to 1,000,000 or auto, got 1.5"),
         ("schedule: {epochs: true}", "schedule.epochs: expected a whole number from 1 to 1,000,000 or auto, got True"),
         ("schedule: {epochs: 0}", "schedule.epochs: expected a whole number from 1 to 1,000,000 or auto, got 0"),
-        ("optimizer: {lr: -1}", "optimizer.lr: expected a number above 0 or auto, got -1"),
-        ("optimizer: {lr: .nan}", "optimizer.lr: expected a number above 0 or auto, got nan"),
+        ("optimizer: {lr: -1}", "optimizer.lr: expected a number above 0 to 1e+30 or auto, got -1"),
+        ("optimizer: {lr: .nan}", "optimizer.lr: expected a number above 0 to 1e+30 or auto, got nan"),
         ("optimizer: {betas: [0.9]}", "optimizer.betas: expected a list of 2, each a number from 0 below 1, got [0.9]"),
+        ("schedule: {min_lr: 8e307}", "schedule.min_lr: expected a number from 0 to 1e+30, got 8e+307"),
         ("loss: {label_smoothing: 1}", "loss.label_smoothing: expected a number from 0 below 1, got 1"),
         (
             "data: {source: imagenet}",

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from running import ROOT, TINY, call, free_port, metrics, msrun_words, same_run, wait_for
+from running import ROOT, TINY, call, cannot, free_port, metrics, msrun_words, same_run, wait_for
 from supervised import Supervised, slow_disk
 
 from mindcv_crossvit.journal import METRICS, Journal, NotSaved
@@ -64,7 +64,7 @@ def test_a_full_disk_stops_the_run_and_with_room_it_ends_the_same(finished, cach
     disk.mkdir()
     size = (finished / "last.safetensors").stat().st_size * 5 // 2
     if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("no right to mount a small disk")
+        cannot("no right to mount a small disk")
     try:
         done = call("train.py", "-c", TINY, "--output", disk / "run", *EVERY, "--set", "checkpoint.keep=9", env=cached)
         assert done.returncode == 7, done.stderr
@@ -85,7 +85,7 @@ def test_a_folder_that_becomes_read_only_stops_the_run_and_writable_it_ends_the_
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("no right to mount a file system")
+        cannot("no right to mount a file system")
     try:
         folder, env = disk / "run", slow_disk(cached, tmp_path)
         command = [sys.executable, ROOT / "train.py", "-c", TINY, "--output", folder, *EVERY]

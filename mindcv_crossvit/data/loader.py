@@ -16,13 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import MachineError, UserError
 from ..process import die_with_parent, ignore_stop_signals, stop_signals_held
 from . import pixels
 from .images import BadImage
 from .views import Arrays, Job, View
 
 SHARED_MEMORY = Path("/dev/shm")
+MEMORY = Path("/proc/meminfo")
+SIZES = {"train": "batch.largest_per_device", "val": "evaluate.batch"}
+"""What says how large the batches of a view are."""
 
 
 class Batch(NamedTuple):
@@ -44,8 +47,7 @@ class Loader:
     def __init__(self, views: Mapping[str, View], workers: int, prefetch: int = 2):
         self.views, self.waited = dict(views), 0.0
         slots = workers * prefetch + 1 if workers else 1
-        if workers:
-            _check_room(sum(_slot_bytes(view.shapes()) for view in views.values()) * slots)
+        _check_room({name: _slot_bytes(view.shapes()) * slots for name, view in views.items()}, workers > 0)
         self._memory = {name: _Memory(view.shapes(), slots) for name, view in views.items()} if workers else {}
         self._pool = None
         if workers:
@@ -60,13 +62,16 @@ class Loader:
                 self._pool.submit(_begin)  # starts all workers
 
     def batches(self, view: str, jobs: Iterable[Job]) -> Iterator[Batch]:
-        """The batches of `jobs`, in order. Raises UserError for a picture that cannot be read or a lost worker."""
+        """The batches of `jobs`, in order.
+
+        Raises UserError for a picture that cannot be read, MachineError for storage that fails and a lost worker.
+        """
         try:
             yield from self._prefetched(view, iter(jobs)) if self._pool else self._inline(view, jobs)
         except BadImage as error:
             raise UserError(f"a picture cannot be read: {error}; mend it, or set data.bad_images=skip") from error
         except BrokenProcessPool as error:
-            raise UserError(
+            raise MachineError(
                 "a data worker process died; most often memory ran out: lower data.workers or data.prefetch"
             ) from error
 
@@ -117,16 +122,25 @@ def _slot_bytes(shapes: dict[str, tuple[int, ...]]) -> int:
     return sum(4 * prod(shape) for shape in shapes.values())
 
 
-def _check_room(needed: int) -> None:
-    """Shared memory that is promised and not there ends a process with a bus error, much later."""
-    if not SHARED_MEMORY.is_dir():
+def _check_room(needed: Mapping[str, int], shared: bool) -> None:
+    """Memory that is promised and not there ends a process without a word, much later. needed: bytes for each view."""
+    total, free = sum(needed.values()), _free(shared)
+    if free is None or total <= free:
         return
-    free = shutil.disk_usage(SHARED_MEMORY).free
-    if needed > free:
-        raise UserError(
-            f"batches ahead need {needed / 1e9:.2f} GB of shared memory, {SHARED_MEMORY} has {free / 1e9:.2f} GB:"
-            " lower data.workers or data.prefetch, or enlarge it (containers: --shm-size)"
-        )
+    size = SIZES.get(max(needed, key=lambda name: needed[name]), "the batch")
+    where = f"shared memory, {SHARED_MEMORY}" if shared else "memory, this machine"
+    lower = f"{size}, data.workers or data.prefetch, or enlarge it (containers: --shm-size)" if shared else size
+    raise UserError(f"batches need {total / 1e9:.2f} GB of {where} has {free / 1e9:.2f} GB: lower {lower}")
+
+
+def _free(shared: bool) -> int | None:
+    """Bytes of shared memory, or of any, that are free; None where it cannot be known."""
+    if shared:
+        return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None
+    if not MEMORY.is_file():
+        return None
+    found = dict(line.split(":") for line in MEMORY.read_text().splitlines())
+    return 1024 * int(found["MemAvailable"].split()[0])
 
 
 class _Memory:

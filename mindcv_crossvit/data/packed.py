@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
+from .files import LARGEST, patiently
 from .images import BadImage, decode
 
 CONTENTS = "mindrecord.json"
@@ -71,12 +72,11 @@ class PackedSource:
             raise BadImage(self.name(index), error.reason) from error
 
     def encoded(self, index: int) -> bytes:
-        """The bytes of the picture's file. Raises BadImage when they are not those that were packed."""
-        path = self.files[int(self.file[index])]
-        try:
-            data = os.pread(_opened(path).fileno(), int(self.size[index]), int(self.start[index]))
-        except OSError as error:
-            raise BadImage(self.name(index), f"{path}: {error.strerror or error}") from error
+        """The bytes of the picture's file. Raises BadImage when they are not those that were packed; MachineError."""
+        path, size = self.files[int(self.file[index])], int(self.size[index])
+        if not 0 < size <= LARGEST:
+            raise BadImage(self.name(index), f"{path} is damaged: a picture of {size:,} bytes")
+        data = patiently(lambda: _pread(path, size, int(self.start[index])), path)
         if zlib.crc32(data) != self.crc32[index]:
             raise BadImage(self.name(index), f"{path} is damaged: other bytes than were packed")
         return data
@@ -99,6 +99,14 @@ class PackedSource:
 def _opened(path: str) -> FileIO:
     """Kept open for the next picture; each process has its own, and a file closes when it is dropped."""
     return FileIO(path)
+
+
+def _pread(path: str, size: int, start: int) -> bytes:
+    try:
+        return os.pread(_opened(path).fileno(), size, start)
+    except OSError:
+        _opened.cache_clear()  # a handle of a server that was away stays stale
+        raise
 
 
 def _query(path: str, question: str) -> list[Any]:

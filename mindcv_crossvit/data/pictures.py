@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import MOST_NAMED, UserError, nearest
+from ..errors import MOST_NAMED, MachineError, UserError, nearest
 from .images import BadImage
 from .sources import SUFFIXES, FileSource, is_picture
 from .transforms import EvalTransform
@@ -62,7 +62,7 @@ class PictureReader:
         for index, path in enumerate(self.paths):
             try:
                 square = self.transform.square(source.read(index))
-            except BadImage as error:
+            except (BadImage, MachineError) as error:
                 self.unreadable += 1
                 self.say(f"not read: {error}")
                 continue

@@ -14,7 +14,8 @@ from PIL import Image
 from ..errors import UserError, nearest, user_path
 from ..recipe import Data
 from .draws import Purpose, stream
-from .images import BadImage, decode
+from .files import read_picture
+from .images import decode
 from .packed import PackedSource, is_packed, open_packed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
@@ -33,7 +34,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> Image.Image:
-        """The RGB picture; raises BadImage with its name."""
+        """The RGB picture. Raises BadImage with its name, MachineError when its storage fails."""
         ...
 
 
@@ -59,12 +60,7 @@ class FileSource:
 
     def read(self, index: int) -> Image.Image:
         """See Source."""
-        path = self.paths[index]
-        try:
-            data = Path(path).read_bytes()
-        except OSError as error:
-            raise BadImage(path, error.strerror or str(error)) from error
-        return decode(data, path)
+        return decode(read_picture(self.paths[index]), self.paths[index])
 
     def part(self, indices: np.ndarray) -> FileSource:
         """Some of the pictures."""

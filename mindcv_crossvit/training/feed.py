@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.loader import Batch
 from ..data.views import Arrays
-from ..errors import UserError
+from ..errors import Problem
 from ..runtime import Runtime
 
 
@@ -22,19 +22,20 @@ class Feed:
 
     def __init__(self, batches: Iterator[Batch], shapes: dict[str, tuple[int, ...]], runtime: Runtime):
         self.batches, self.shapes, self.runtime = batches, shapes, runtime
-        self._problem, self._skipped = "", 0
+        self._problem: Problem | None = None
+        self._skipped = 0
         self._named: set[str] = set()
         self._new: list[str] = []
 
     def take(self) -> Arrays:
-        """The arrays of the next batch, valid until the one after it is taken. Raises UserError on a single rank."""
-        if not self._problem:
+        """The arrays of the next batch, valid until the one after it is taken. Raises Problem on a single rank."""
+        if self._problem is None:
             try:
                 _, arrays, skipped = next(self.batches)
-            except UserError as error:
+            except Problem as error:
                 if self.runtime.world == 1:
                     raise
-                self._problem = str(error)
+                self._problem = error
             else:
                 self._skipped += len(skipped)
                 self._new += dict.fromkeys(reason for _, reason in skipped if reason not in self._named)
@@ -44,12 +45,12 @@ class Feed:
 
     def news(self) -> tuple[bool, int, int]:
         """What the ranks add up: whether this one cannot go on, pictures skipped and names new since `hear`."""
-        return bool(self._problem), self._skipped, len(self._new)
+        return self._problem is not None, self._skipped, len(self._new)
 
     def hear(self, cannot_go_on: float, new: float) -> list[str]:
         """Why pictures were skipped that were not named before, by any rank; called by all with the sums of `news`.
 
-        Raises UserError on all of them when one cannot go on.
+        Raises the same Problem on all of them when one cannot go on, see Runtime.agree.
         """
         if cannot_go_on:
             self.runtime.agree(self._problem)

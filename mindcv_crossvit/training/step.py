@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from ..presence import meeting
 from ..runtime import all_reduce
 from .groups import running_statistics
 from .optimizer import GroupedOptimizer
@@ -194,10 +195,13 @@ class TrainStep:
 
         ema_keep: share of the moving average that stays.
         """
-        loss, finite = self.update(*_tensors(*micro, loss_scale, scalars, ema_keep))
+        tensors = _tensors(*micro, loss_scale, scalars, ema_keep)
+        with meeting():
+            loss, finite = self.update(*tensors)
+            outcome = Outcome(float(loss.asnumpy()), bool(finite.asnumpy()))
         for buffer in self.buffers:
             buffer.set_data(ops.zeros_like(buffer))
-        return Outcome(float(loss.asnumpy()), bool(finite.asnumpy()))
+        return outcome
 
 
 def _tensors(*values: np.ndarray | float) -> list[Tensor]:
