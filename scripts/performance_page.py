@@ -89,12 +89,10 @@ def graphs(part: dict[str, Any]) -> str:
     rows = []
     for row in part["found"]:
         for who, name in (("ours", "this suite"), ("mindcv", "MindCV")):
-            s = row[who]
-            moved = f"{s['moved']:,.0f} MB"
-            rows.append(
-                line(f"`{row['model']}`, {name}", s["kernels"], s["kernels"] - s["optimizer"], s["transposes"], moved)
-            )
-    head = ["training step, batch 2", "kernels", "ratio", "without the optimizer", "transposes", "moved by copies"]
+            s, ratio = row[who], row[who]["kernels"] / row["mindcv"]["kernels"]
+            cells = (s["kernels"], f"{ratio:.2f}", s["optimizer"], s["transposes"], f"{s['moved']:,.0f} MB")
+            rows.append(line(f"`{row['model']}`, {row['precision']}, {name}", *cells))
+    head = ["training step, 2 pictures", "kernels", "ratio", "of them the optimizer's", "transposes", "moved by copies"]
     return (
         f"## Size of the graph\n\nWhat can be said of a card without one: how many kernels it is asked to run."
         f" `python scripts/graph_size.py` says how they are counted.\n\n{table(head, rows)}\n\n{where(part)}"

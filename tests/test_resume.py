@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -107,7 +108,7 @@ def test_signals_that_are_held_come_afterwards_and_not_to_a_process_started_mean
     try:
         request.listen()
         with processes.stop_signals_held():
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)  # other threads hold nothing
             code = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('lives')"
             done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
             assert done.stdout == "lives\n" and not request.asked
