@@ -25,7 +25,7 @@ def main() -> int:
     if runtime.is_scheduler():
         runtime.start(recipe.run.device)
     data = open_data(recipe.data)
-    trained = read_trained(Path(arguments.ckpt_path), arguments.runtime, data.class_names)
+    trained = read_trained(Path(arguments.ckpt_path), arguments.runtime, data.class_names, recipe.model.name)
     recipe, _ = adapt(recipe, data, pretrained=True, begun=trained.meta.get("recipe") or trained.meta)
     check_fits(trained, recipe, data.class_names)
     check_branch(trained, recipe, arguments.branch)

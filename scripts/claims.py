@@ -14,11 +14,13 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLISHED, MEASURED, RESULTS = "published.json", "measured.json", "RESULTS.md"
-LOGITS, SUMS = 5e-5, 5e-3
-"""Largest difference of a logit, and of a sum over all logits, that counts as equal."""
+LOGITS, SUMS, ROUNDING = 5e-5, 5e-3, 2.0**-24
+"""Largest difference of a logit or a map's value, of a sum over all of them, and of a sum of a map's absolute values in
+proportion to itself, that counts as equal."""
 POINTS = Decimal("0.1")
 """Largest difference of two accuracies that counts as equal, in percentage points: 50 pictures of 50,000."""
 VALIDATION_PICTURES, VALIDATION_CLASSES = 50_000, 1000
+OFFICIAL = "official code, PyTorch 2.13"
 
 HERE, DIFFERS, ELSEWHERE, UNVERIFIED, UNCHECKED = (
     "verified here",
@@ -149,13 +151,17 @@ def crop_fraction(claim: dict[str, Any]) -> float:
 
 
 def _logits_row(entry: dict[str, Any], logits: dict[str, float] | None) -> Row:
-    text = ("5 logits and 2 sums", "official code, PyTorch 2.13")
+    """Of the logits, or of a dense backbone's maps."""
+    figure, text = ("maps", "20 values and 8 sums") if entry.get("backbone") else ("logits", "5 logits and 2 sums")
+    where = (entry["label"], figure, text, entry.get("logits_by", OFFICIAL))
     if logits is None:
-        return Row(entry["label"], "logits", *text, "", UNCHECKED)
-    largest, sums = logits["difference"], logits["sums"]
-    status = HERE if largest <= LOGITS and sums <= SUMS else DIFFERS
+        return Row(*where, "", UNCHECKED)
+    largest, sums, absolute = logits["difference"], logits["sums"], logits.get("absolute_sums", 0.0)
+    status = HERE if largest <= LOGITS and sums <= SUMS and absolute <= ROUNDING else DIFFERS
     ours = f"differ by {largest:.1e} and {sums:.1e}"
-    return Row(entry["label"], "logits", *text, ours, status)
+    if absolute:
+        ours += f", absolute sums by {absolute:.1e} of themselves"
+    return Row(*where, ours, status)
 
 
 def all_rows(published: dict[str, Any], measured: dict[str, Any]) -> dict[str, list[Row]]:
@@ -182,7 +188,9 @@ def render(published: dict[str, Any], measured: dict[str, Any]) -> str:
         "|---|--:|---|",
         *(f"| {name} | {sum(r.status == name for r in rows)} | {text} |" for name, text in MEANINGS.items()),
         "",
-        f"Logits count as equal within {LOGITS:g}, sums over all of them within {SUMS:g}, with weights made by rule.",
+        f"Logits, and values of maps, count as equal within {LOGITS:g}, sums over all of them within {SUMS:g}, with",
+        "weights made by rule. The sum of a map's absolute values, up to half a million, counts as equal within 2^-24",
+        "of itself: what one rounding of each value to float32 may add up to.",
         "Parameters are counted in built models; multiply-accumulates, the papers' FLOPs, follow from their settings.",
     ]
     for name, title in published["groups"].items():

@@ -20,9 +20,11 @@ import numpy as np
 from mindcv_crossvit.errors import UserError, run_main
 from mindcv_crossvit.journal import versions
 from mindcv_crossvit.training.checkpoint import SUFFIX, write_checkpoint
-from mindcv_crossvit.weights.names import MINDCV, OFFICIAL, OTHER, SUITE, TIMM, family, to_timm
+from mindcv_crossvit.weights.names import MINDCV, OFFICIAL, OTHER, SUITE, TIMM, family, other_family, to_timm
 from mindcv_crossvit.weights.read import PARTS, Weights, read_weights
 from mindcv_crossvit.weights.variant import as_checkpoint, find_variant
+
+NOT_IN_TIMM = {"crossformer": "CrossFormer", "cabvit": "CabViT"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,7 +82,9 @@ def to_pytorch(weights: Weights, target: Path, names: str) -> None:
             " normalise and activate otherwise; --to suite keeps their numerics"
         )
     if family(weights.tensors) == OTHER:
-        raise UserError(f"{weights.path}: not the weights of a CrossViT: it has no pos_embed and cls_token")
+        raise UserError(f"{weights.path}: not the weights of a CrossViT, CrossFormer, CabViT-H or DeiT, by their names")
+    if names == TIMM and (other := other_family(weights.tensors)) in NOT_IN_TIMM:
+        raise UserError(f"{weights.path}: timm has no {NOT_IN_TIMM[other]}; --to official keeps its authors' names")
     save({to_timm(n) if names == TIMM else n: t for n, t in weights.tensors.items()}, target)
 
 

@@ -4,10 +4,10 @@
     python scripts/verify_claims.py --no-logits                     # without running the models
     python scripts/verify_claims.py --data_dir /path/to/imagenet --weights /path/to/weights    # the accuracies, too
 
-Parameters are counted in built models, multiply-accumulates follow from their settings, logits are compared with those
-of the official code for weights and pictures made by rule, accuracies with published ones: claimed, measured,
-difference. Writes measured.json and RESULTS.md into docs/; what a run leaves out stands there as "not checked in this
-run". Ends with code 1 when a count or a logit differs and docs/published.json has no note of it.
+Parameters are counted in built models, multiply-accumulates follow from their settings, logits and dense maps are
+compared with the official code's for weights and pictures made by rule, accuracies with published ones: claimed,
+measured, difference. Writes measured.json and RESULTS.md into docs/; what a run leaves out stands there as "not checked
+in this run". Ends with code 1 when a count or a logit differs and docs/published.json has no note of it.
 """
 
 import argparse
@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import claims
+import comparison
 import numpy as np
 
 from mindcv_crossvit import runtime
@@ -35,8 +36,6 @@ from mindcv_crossvit.recipe_file import load_recipe
 
 RECIPE = ROOT / "configs" / "crossvit_15_ascend.yaml"
 """Its evaluation is that of all ImageNet recipes."""
-GOLDEN = ("golden.json", "crossformer.json", "deit.json")
-"""Logits of official code, of pictures of 224 pixels unless a row says."""
 ENDINGS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -121,52 +120,6 @@ def open_validation(data_dir: str, pictures: int | None) -> Splits:
     return Splits(source, source, names)
 
 
-def count(entry: dict[str, Any]) -> dict[str, Any]:
-    """Parameters and multiply-accumulates of an entry's model, and what the published count leaves out taken off."""
-    return _counts(entry, _build(entry))
-
-
-def _build(entry: dict[str, Any]) -> Any:
-    from mindcv_crossvit import create_model
-
-    return create_model(entry["model"], **entry.get("overrides", {}))
-
-
-def _counts(entry: dict[str, Any], model: Any) -> dict[str, Any]:
-    from mindcv_crossvit.models.catalog import macs
-
-    buffers = (".running_mean", ".running_var")  # of batch norms: no parameters in PyTorch
-    sizes = {p.name: int(p.size) for p in model.get_parameters() if not p.name.endswith(buffers)}
-    found = {"params": sum(sizes.values()), "macs": macs(model.config)}
-    if without := entry.get("params_without"):
-        found["params_compared"] = sum(n for name, n in sizes.items() if not any(part in name for part in without))
-    return found
-
-
-def golden_row(entry: dict[str, Any]) -> dict[str, Any] | None:
-    """The official logits of an entry's model, if there are any."""
-    wanted = entry["model"], entry.get("overrides", {})
-    for file in GOLDEN:
-        for row in json.loads((ROOT / "tests" / "data" / file).read_text())["rows"]:
-            if (resolve(row["model"]), row.get("overrides", {})) == wanted:
-                return {"input": [224, 224], **row}
-    return None
-
-
-def compare_logits(model: Any, row: dict[str, Any]) -> dict[str, float]:
-    """Largest differences of the five logits and of the two sums to the official ones."""
-    from mindspore import Tensor
-
-    from mindcv_crossvit.models import golden
-
-    model.set_train(False)
-    golden.fill(model)
-    logits = model(Tensor(golden.picture((2, 3, *row["input"])))).asnumpy().astype(np.float64)
-    values = np.array([*logits[0, :4], logits[1, 0]]) - [*row["first"], row["second"]]
-    sums = np.array([logits.sum(), np.abs(logits).sum()]) - [row["sum"], row["abs_sum"]]
-    return {"difference": float(f"{np.abs(values).max():.1e}"), "sums": float(f"{np.abs(sums).max():.1e}")}
-
-
 def measure_accuracy(entry: dict[str, Any], weights: Path, data: Splits, process: runtime.Runtime) -> dict[str, Any]:
     """top1, top5 (percent) and pictures of given weights, for every crop that an accuracy was published with."""
     from mindcv_crossvit import build, load_weights
@@ -214,18 +167,18 @@ def main() -> int:
     process = runtime.start("auto")
     entries: dict[str, Any] = {}
     for entry in published["entries"]:
-        name, row = entry["name"], golden_row(entry)
+        name, rows = entry["name"], comparison.official_rows(entry)
         entries[name] = found = {}
         if name in wanted:
-            model = _build(entry)
-            found |= _counts(entry, model)
-            if row:
-                found["logits"] = None if arguments.no_logits else compare_logits(model, row)
+            model = comparison.build(entry)
+            found |= comparison.counts(entry, model)
+            if rows:
+                found["logits"] = None if arguments.no_logits else comparison.compare(model, rows)
             print(f"{name:<24} {found}", flush=True)
             if data and name in weights:
                 found["accuracy"] = measure_accuracy(entry, weights[name], data, process)
                 print_accuracy(entry, found["accuracy"])
-        elif row:
+        elif rows:
             found["logits"] = None
     measured = {
         "command": shlex.join(["python", "scripts/verify_claims.py", *sys.argv[1:]]),

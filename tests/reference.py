@@ -27,6 +27,12 @@ def reference(name: str) -> Any:
     return json.loads((DATA / name).read_text(encoding="utf-8"))
 
 
+def official_rows() -> list[dict[str, Any]]:
+    """The logits of others' code for the released models, each with its overrides and input size."""
+    files = ("golden.json", "crossformer.json", "deit.json", "cabvit.json")
+    return [{"overrides": {}, "input": [224, 224], **row} for name in files for row in reference(name)["rows"]]
+
+
 @cache
 def reference_arrays(name: str) -> dict[str, np.ndarray]:
     """An NPZ file of tests/data."""

@@ -7,7 +7,7 @@ import pytest
 from reference import assert_summary, reference
 
 from mindcv_crossvit.models import golden as rules
-from mindcv_crossvit.models.cabvit_config import VARIANTS, CabViTConfig, macs, parameter_shapes
+from mindcv_crossvit.models.cabvit_config import VARIANTS, CabViTConfig, macs, parameter_shapes, saved_activations
 
 COUNTS = {  # parameters, multiply-accumulates and tensors of the authors' code, PyTorch's counters of batches left out
     "cabvit_h_l1": (6_187_560, 1_374_297_280, 320 - 19),
@@ -56,33 +56,18 @@ def test_parameters_macs_and_tensors_to_the_unit(name):
     assert set(VARIANTS) == set(COUNTS)
 
 
+@pytest.mark.parametrize("name, kept", [("cabvit_h_l1", 34.8e6), ("cabvit_h_l2", 67.7e6)])
+def test_the_plan_counts_what_training_keeps_of_a_picture(name, kept):
+    """By the peak memory of a training step on the CPU at two batch sizes, scripts/bench_model.py."""
+    assert saved_activations(VARIANTS[name]) == pytest.approx(kept, rel=0.2)
+
+
 @pytest.mark.usefixtures("graph_mode")
 def test_tensors_have_the_announced_names_and_pytorchs():
     model = small()
     assert {p.name: p.shape for p in model.get_parameters()} == parameter_shapes(model.config, 10)
     assert {p.name for p in model.trainable_params()} == set(CASE["gradients"])
     assert set(running(model)) == set(CASE["running"])
-
-
-@pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize(
-    "row",
-    [
-        pytest.param(r, id=r["model"], marks=() if r["model"] == "cabvit_h_l1" else pytest.mark.slow)
-        for r in CASE["rows"]
-    ],
-)
-def test_logits_are_the_official_ones(row):
-    from mindspore import Tensor
-
-    from mindcv_crossvit import create_model
-
-    model = create_model(row["model"])
-    model.set_train(False)
-    rules.fill(model)
-    logits = model(Tensor(rules.picture((2, 3, 224, 224)))).asnumpy()
-    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)
-    np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], [row["sum"], row["abs_sum"]], rtol=0, atol=5e-3)
 
 
 @pytest.mark.usefixtures("graph_mode")
@@ -161,7 +146,7 @@ def test_accumulated_micro_batches_each_move_the_running_statistics():
 
 @pytest.mark.usefixtures("graph_mode")
 def test_running_statistics_are_state_and_are_neither_trained_nor_decayed_nor_frozen(graph_mode):
-    from mindcv_crossvit.training.groups import make_groups, running_statistics
+    from mindcv_crossvit.training.groups import decayed, make_groups, running_statistics
     from mindcv_crossvit.training.loss_scale import LossScale
     from mindcv_crossvit.training.optimizer import AdamW
     from mindcv_crossvit.training.state import State, new_average
@@ -169,6 +154,9 @@ def test_running_statistics_are_state_and_are_neither_trained_nor_decayed_nor_fr
     model = small()
     optimizer = AdamW(make_groups(list(model.trainable_params()), "official"))
     assert not {p.name for p in optimizer.parameters} & set(running(model))
+    trained = list(model.trainable_params())
+    decays = {p.name.rpartition(".")[2] for p, yes in zip(trained, decayed(trained, "official"), strict=True) if yes}
+    assert decays == {"weight", "attention_biases", "s_token_bias", "s_scale_factors"}  # as the recipe says
     assert {p.name for p in running_statistics(model)} == set(running(model))
     state = State(model, optimizer, new_average(model, optimizer), LossScale.for_precision("O0"))
     name = "layer_2.blocks.1.local_conv.bn.running_var"
@@ -216,9 +204,9 @@ def test_drop_path_grows_over_the_blocks_and_follows_the_given_scale():
 @pytest.mark.usefixtures("graph_mode")
 @pytest.mark.parametrize("precision", ["O1", "O2", "O3"])
 def test_half_precision_is_near_and_keeps_batch_norms_in_float32(precision):
-    exact, near = logits_of(small()), logits_of(small(precision=precision))
+    near = logits_of(small(precision=precision))
     assert near.dtype == np.float32
-    assert 0 < np.abs(near - exact).max() < 5e-2
+    assert 1e-3 < np.abs(near - np.reshape(CASE["logits"], (4, 10))).max() < 5e-2
 
 
 @pytest.mark.usefixtures("graph_mode")
@@ -254,7 +242,7 @@ def onnx_logits(name: str, overrides: dict, pictures: np.ndarray) -> np.ndarray:
     return session.run(None, {"images": pictures})[0]
 
 
-@pytest.mark.parametrize("row", CASE["rows"], ids=lambda row: row["model"])
+@pytest.mark.parametrize("row", [r for r in CASE["rows"] if r["model"] in VARIANTS], ids=lambda row: row["model"])
 def test_the_onnx_graph_gives_the_official_logits(row):
     logits = onnx_logits(row["model"], {}, rules.picture((2, 3, 224, 224)))
     np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)

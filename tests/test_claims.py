@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from decimal import Decimal
 from math import prod
@@ -12,12 +11,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from reference import official_rows, reference
 
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.models.catalog import VARIANTS, macs, parameter_shapes, resolve
+from mindcv_crossvit.models.crossformer_counts import backbone_shapes
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import claims
+import comparison
 import update_readme
 import verify_claims
 
@@ -58,19 +60,43 @@ def test_the_committed_run_checked_everything_that_can_be_checked_without_imagen
 @pytest.mark.parametrize("name", sorted(ENTRIES))
 def test_parameters_and_macs_are_still_what_was_measured(name, measured):
     """By the shapes, which other tests hold equal to the built models'."""
-    config = VARIANTS[ENTRIES[name]["model"]].with_overrides(ENTRIES[name].get("overrides", {}))
-    sizes = {n: prod(s) for n, s in parameter_shapes(config).items() if "running_" not in n}
-    found = measured["entries"][name]
-    assert (found["params"], found["macs"]) == (sum(sizes.values()), macs(config))
+    entry, found = ENTRIES[name], measured["entries"][name]
+    config = VARIANTS[entry["model"]].with_overrides(entry.get("overrides", {}))
+    shapes = backbone_shapes(config) if entry.get("backbone") else parameter_shapes(config)
+    assert found["params"] == sum(prod(s) for n, s in shapes.items() if "running_" not in n)
+    assert found.get("macs") == (None if entry.get("backbone") else macs(config))
 
 
-def test_every_official_logit_row_belongs_to_an_entry():
-    rows = [
-        r for file in verify_claims.GOLDEN for r in json.loads((ROOT / "tests" / "data" / file).read_text())["rows"]
-    ]
-    claimed = [row for entry in ENTRIES.values() if (row := verify_claims.golden_row(entry))]
-    names = [str((resolve(r["model"]), r.get("overrides", {}))) for r in rows]
-    assert {str((resolve(r["model"]), r.get("overrides", {}))) for r in claimed} == set(names)
+def test_every_row_of_the_official_code_belongs_to_an_entry_and_is_labelled_by_who_made_it():
+    claimed = {name: comparison.official_rows(entry) for name, entry in ENTRIES.items()}
+    dense = {name for name, entry in ENTRIES.items() if entry.get("backbone")}
+    found = [(resolve(r["model"]), r.get("overrides", {})) for name in set(ENTRIES) - dense for r in claimed[name]]
+    rows = [(resolve(r["model"]), r["overrides"]) for r in official_rows()]
+    assert {str(row) for row in found} == {str(row) for row in rows}
+    maps = [row for name in dense for row in claimed[name]]
+    assert len(maps) == len(reference("crossformer.json")["maps"]) == 8
+    timms = {row["model"] for row in reference("deit.json")["rows"]}
+    assert {name for name, entry in ENTRIES.items() if entry.get("logits_by", "").startswith("timm")} == timms
+
+
+def test_every_model_of_the_suite_has_an_entry_with_counts():
+    models = {entry["model"] for entry in ENTRIES.values() if not entry.get("backbone")}
+    backbones = {entry["model"] for entry in ENTRIES.values() if entry.get("backbone")}
+    assert models == set(VARIANTS) and backbones == {name for name in VARIANTS if name.startswith("crossformer")}
+    for name, entry in ENTRIES.items():
+        if name == entry["model"] or entry.get("backbone") or "hybrid_backbone" in entry.get("overrides", {}):
+            assert "params" in {claim["figure"] for claim in entry["claims"]}, name
+
+
+@pytest.mark.parametrize(
+    "key, allowed", [("difference", claims.LOGITS), ("sums", claims.SUMS), ("absolute_sums", claims.ROUNDING)]
+)
+def test_maps_beyond_the_tolerance_differ(measured, key, allowed):
+    where = ("maps", claims.OFFICIAL)
+    row = rows_of("crossformer_s_backbone", measured)[where]
+    assert row.status == claims.HERE and "of themselves" in row.ours
+    measured["entries"]["crossformer_s_backbone"]["logits"][key] = 1.01 * allowed
+    assert rows_of("crossformer_s_backbone", measured)[where].wrong
 
 
 @pytest.mark.parametrize(
@@ -117,7 +143,7 @@ def test_the_papers_count_is_compared_as_the_paper_counts(measured):
 @pytest.mark.parametrize("key, allowed", [("difference", claims.LOGITS), ("sums", claims.SUMS)])
 def test_logits_beyond_the_tolerance_differ(measured, key, allowed):
     logits = measured["entries"]["crossvit_15"]["logits"]
-    where = ("logits", "official code, PyTorch 2.13")
+    where = ("logits", claims.OFFICIAL)
     assert rows_of("crossvit_15", measured)[where].status == claims.HERE
     logits[key] = 1.01 * allowed
     assert rows_of("crossvit_15", measured)[where].wrong
@@ -197,7 +223,7 @@ def test_given_weights_are_scored_and_compared(imagenet, tmp_path, run_script):
     rows = rows_of("crossvit_9", measured)
     assert rows["top-1, %", "timm"].status == claims.UNVERIFIED and rows["top-1, %", "timm"].ours == "25.000"
     assert rows["parameters, M", "paper"].status == claims.HERE
-    assert rows["logits", "official code, PyTorch 2.13"].status == claims.UNCHECKED
+    assert rows["logits", claims.OFFICIAL].status == claims.UNCHECKED
     assert rows_of("crossvit_15", measured)["parameters, M", "paper"].status == claims.UNCHECKED
     assert (tmp_path / claims.RESULTS).read_text() == claims.render(PUBLISHED, measured)
 
@@ -206,7 +232,7 @@ def test_given_weights_are_scored_and_compared(imagenet, tmp_path, run_script):
 @pytest.mark.parametrize("extra, code", [(0, 0), (100_000, 1)])
 def test_the_exit_code_tells_of_a_count_that_differs(extra, code, monkeypatch, tmp_path):
     counted = {"params": 8_553_296 + extra, "macs": 1_840_796_160}
-    monkeypatch.setattr(verify_claims, "_counts", lambda entry, model: dict(counted))
+    monkeypatch.setattr(comparison, "counts", lambda entry, model: dict(counted))
     options = ["verify_claims.py", "--models", "crossvit_9", "--no-logits", "--output", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", options)
     assert verify_claims.main() == code

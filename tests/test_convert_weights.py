@@ -20,8 +20,7 @@ import convert_weights
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.mindcv_bridge import timm_name
 from mindcv_crossvit.models import golden
-from mindcv_crossvit.models.crossvit_config import VARIANTS
-from mindcv_crossvit.models.shapes import parameter_shapes
+from mindcv_crossvit.models.catalog import VARIANTS, parameter_shapes
 from mindcv_crossvit.training.checkpoint import read_checkpoint, write_checkpoint
 from mindcv_crossvit.weights.read import read_weights
 
@@ -53,6 +52,47 @@ def test_a_training_checkpoint_to_official_and_timm_names(tmp_path, capsys, part
     assert "pos_embed.0" in names_in(tmp_path / "default.safetensors")
 
 
+OTHERS = {  # what a file of each further family's authors looks like, and its picture size, where weights tell one
+    "crossformer_t": (lambda path, state: wf.write_legacy(path, state | TABLES), None),
+    "cabvit_h_l1": (lambda path, state: wf.write_zip(path, state | counters(state)), 64),
+    "deit_tiny": (wf.write_legacy, 64),
+}
+TABLES = {"layers.0.blocks.0.attn.biases": np.zeros((169, 2), np.float32)}
+
+
+def counters(state) -> dict[str, np.ndarray]:
+    """PyTorch's, of the batches that each batch norm saw."""
+    return {n.replace("running_mean", "num_batches_tracked"): np.array(7) for n in state if "running_mean" in n}
+
+
+def write_official(name: str, path, classes: int = 3) -> dict[str, np.ndarray]:
+    """Writes the weights by rule as the authors of a model would; the state without what is no weight."""
+    write, size = OTHERS[name]
+    config = VARIANTS[name].with_overrides({"img_size": size} if size else {})
+    state = rule_state(parameter_shapes(config, classes))
+    write(path, state)
+    return state
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_families_keep_their_official_names(name, tmp_path, capsys):
+    state = write_official(name, tmp_path / "w.pth")
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    convert(tmp_path / "w.pth", tmp_path / "own.safetensors", "--to", "suite", "--class-names", tmp_path / "names.txt")
+    assert read_checkpoint(tmp_path / "own.safetensors").meta["model"]["name"] == name
+    convert(tmp_path / "own.safetensors", tmp_path / "official.safetensors")
+    assert names_in(tmp_path / "official.safetensors") == set(state)
+    assert_same(read_weights(tmp_path / "official.safetensors").tensors, state)
+    assert "official, official numerics" in capsys.readouterr().out
+    timm = ("w.pth", "timm.safetensors", "--to", "timm")
+    if name == "deit_tiny":  # timm's names are its authors'
+        convert(*(tmp_path / p if "." in p else p for p in timm))
+        assert names_in(tmp_path / "timm.safetensors") == set(state)
+    else:
+        with pytest.raises(UserError, match=r"timm has no .*; --to official keeps its authors' names"):
+            convert(*(tmp_path / p if "." in p else p for p in timm))
+
+
 @pytest.fixture(scope="module")
 def crossvit_9(tmp_path_factory):
     """The weights by rule for 3 classes and 96 x 64 pixels, as timm would save them."""
@@ -80,22 +120,30 @@ def test_to_a_checkpoint_that_knows_model_and_classes_and_back(tmp_path, crossvi
     assert read_checkpoint(tmp_path / "again.safetensors").meta["class_names"] == ["cat", "dog", "owl"]
 
 
-def test_foreign_weights_and_the_checkpoint_made_of_them_are_scored_and_asked_alike(tmp_path, crossvit_9, run_script):
+@pytest.mark.parametrize("name", ["crossvit_9", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+def test_foreign_weights_and_the_checkpoint_made_of_them_are_scored_and_asked_alike(
+    name, tmp_path, crossvit_9, run_script
+):
+    """And exported, the other families' besides: CrossViT's are in test_export.py."""
     from PIL import Image
 
+    source = crossvit_9[0] if name == "crossvit_9" else tmp_path / "w.pth"
+    size = (96, 64) if name == "crossvit_9" else OTHERS[name][1]
+    if name != "crossvit_9":
+        write_official(name, source)
     rng = np.random.default_rng(0)
-    for name in ("cat", "dog", "owl"):
-        (tmp_path / "data" / name).mkdir(parents=True)
+    for animal in ("cat", "dog", "owl"):
+        (tmp_path / "data" / animal).mkdir(parents=True)
         for i in range(5):
-            Image.fromarray(rng.integers(256, size=(96, 96, 3)).astype(np.uint8)).save(
-                tmp_path / f"data/{name}/{i}.png"
-            )
-    convert(crossvit_9[0], tmp_path / "own.safetensors", "--to", "suite", "--class-names", tmp_path / "data")
-    recipe = ("-c", ROOT / "configs/crossvit_9_ascend.yaml", "--data_dir", tmp_path / "data", "--distribute", "False")
-    changes = ("model.img_size=[96,64]", "data.workers=0", "data.val_fraction=0.2", "evaluate.batch=3")
+            pixels = rng.integers(256, size=(96, 96, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / animal / f"{i}.png")
+    convert(source, tmp_path / "own.safetensors", "--to", "suite", "--class-names", tmp_path / "data")
+    recipe = ("-c", ROOT / f"configs/{name}_ascend.yaml", "--data_dir", tmp_path / "data", "--distribute", "False")
+    changes = ("data.workers=0", "data.val_fraction=0.2", "evaluate.batch=3")
+    changes += (f"model.img_size={json.dumps(size)}",) if size else ()
     model = [word for change in changes for word in ("--set", change)]
     scores, answers = [], []
-    for path in (tmp_path / "own.safetensors", crossvit_9[0]):
+    for path in (tmp_path / "own.safetensors", source):
         done = run_script("validate.py", *recipe, *model, "--ckpt_path", path)
         assert done.returncode == 0, done.stderr
         scores.append({**json.loads(done.stdout.splitlines()[-1]), "checkpoint": None})
@@ -103,14 +151,28 @@ def test_foreign_weights_and_the_checkpoint_made_of_them_are_scored_and_asked_al
         assert done.returncode == 0, done.stderr
         answers.append(json.loads(done.stdout)["classes"])
     assert scores[0] == scores[1]
-    assert scores[0]["images"] == 3 and scores[0]["model"] == "crossvit_9" and np.isfinite(scores[0]["loss"])
+    assert scores[0]["images"] == 3 and scores[0]["model"] == name and np.isfinite(scores[0]["loss"])
     assert [a["index"] for a in answers[0]] == [a["index"] for a in answers[1]]
     assert {a["class"] for a in answers[0]} == {"cat", "dog", "owl"} and answers[1][0]["class"] in "012"
-    split = ("--set", "data.val_fraction=0.2")
-    done = run_script("validate.py", *recipe, *split, "--ckpt_path", crossvit_9[0])
-    assert (
-        done.returncode == 2 and "model.img_size is (96, 64) in the checkpoint, (240, 224) in the recipe" in done.stderr
-    )
+    if size:
+        done = run_script("validate.py", *recipe, "--set", "data.val_fraction=0.2", "--ckpt_path", source)
+        assert done.returncode == 2 and f"model.img_size is {size} in the checkpoint, " in done.stderr
+    if name != "crossvit_9":
+        done = run_script("scripts/export.py", "--ckpt_path", source, "--output", tmp_path / "w.onnx")
+        assert done.returncode == 0, done.stderr
+        done = run_script("predict.py", "--ckpt_path", tmp_path / "w.onnx", tmp_path / "data/cat/0.png", "--json")
+        exported = json.loads(done.stdout)["classes"]
+        assert [a["index"] for a in exported] == [a["index"] for a in answers[1]]
+        given, found = ([a["probability"] for a in each] for each in (answers[1], exported))
+        assert found == pytest.approx(given, abs=1e-5)
+
+
+def test_a_recipe_says_which_of_two_models_with_the_same_tensors(tmp_path):
+    from mindcv_crossvit.export.run import read_trained
+
+    wf.write_zip(tmp_path / "w.pth", rule_state(parameter_shapes(VARIANTS["cabvit_p_l0"], 3)))
+    found = [read_trained(tmp_path / "w.pth", None, ("a", "b", "c"), name) for name in (None, "cabvit_p_l0_224")]
+    assert [f.meta["model"] for f in found] == [{"name": "deit_tiny"}, {"name": "cabvit_p_l0"}]
 
 
 def test_mindcvs_weights_go_into_a_checkpoint_only(tmp_path):
@@ -132,7 +194,7 @@ def test_mindcvs_weights_go_into_a_checkpoint_only(tmp_path):
         ("a checkpoint knows its classes and these weights do not", ("SOURCE", "--to", "suite")),
         ("--class-names: 2 classes, the weights are for 3", ("SOURCE", "--to", "suite", "--class-names", "two.txt")),
         ("--class-names: none.txt cannot be read", ("SOURCE", "--to", "suite", "--class-names", "none.txt")),
-        ("not the weights of a CrossViT", (DATA / "weights_odd.pth",)),
+        ("not the weights of a CrossViT, CrossFormer, CabViT-H or DeiT", (DATA / "weights_odd.pth",)),
         (r"it needs posix\.mkdir", (DATA / "weights_hostile.pth",)),
         ("one set of weights and no ema part", ("SOURCE", "--part", "ema")),
     ],

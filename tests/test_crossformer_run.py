@@ -34,13 +34,37 @@ def test_official_weights_give_the_official_logits_and_fit_the_dense_backbone():
     model = create_model("crossformer_t", 5, **SETTINGS)
     report = load_weights(model, OFFICIAL)
     assert len(report.loaded) == len(list(model.get_parameters())) and not report.left_over
-    assert any("6 tables left out" in note for note in report.notes)
+    assert any("6 tensors left out" in note for note in report.notes)
     model.set_train(False)
     logits = model(Tensor(rules.picture((2, 3, 32, 32)))).asnumpy()
     np.testing.assert_allclose(logits, reference("crossformer.json")["checkpoint"]["logits"], rtol=0, atol=5e-6)
     backbone = CrossFormerBackbone(model.config, choose("composed"))
-    report = load_weights(backbone, OFFICIAL, partial=True)
+    report = load_weights(backbone, OFFICIAL)
     assert not report.missing and sorted(report.left_over) == ["head.bias", "head.weight", "norm.bias", "norm.weight"]
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize(
+    "less, more, message",
+    [
+        ("layers.0.blocks.0.norm1.bias", None, "missing are 1 tensors, first layers.0.blocks.0.norm1.bias"),
+        ("patch_embed.norm.weight", "norms.weight", "left over are 1 tensors, first norms.weight"),
+        (None, "layers.1.downsample.norm.weight", "left over are 1 tensors, first layers.1.downsample.norm.weight"),
+    ],
+)
+def test_a_dense_backbone_lacks_the_classifiers_layers_and_nothing_else(less, more, message, tmp_path):
+    from safetensors.numpy import save_file
+
+    from mindcv_crossvit import load_weights
+    from mindcv_crossvit.models.crossformer import CrossFormerBackbone
+    from mindcv_crossvit.models.crossformer_config import CrossFormerConfig
+    from mindcv_crossvit.ops import choose
+
+    tensors = {n: np.array(t) for n, t in read_weights(OFFICIAL).tensors.items() if n != less}
+    save_file(tensors | ({more: np.ones(4, np.float32)} if more else {}), tmp_path / "w.safetensors")
+    backbone = CrossFormerBackbone(CrossFormerConfig().with_overrides(SETTINGS), choose("composed"))
+    with pytest.raises(UserError, match=message):
+        load_weights(backbone, tmp_path / "w.safetensors")
 
 
 def test_official_weights_fit_a_model_of_another_number_of_classes_and_size():

@@ -21,13 +21,6 @@ COUNTS = {  # built by PyTorch; the supplement's table rounds the same numbers
     "deit_18_dagger": (37_908_296, 8_148_996_352),
     "cabvit_p_l0": (5_717_416, 1_253_683_200),
 }
-RELEASED = {  # CabViT-P as its authors released it
-    "model": "cabvit_p_l0",
-    "first": [-0.21787, -0.65646, -1.00530, 1.26773],
-    "second": 0.03646,
-    "sum": 0.6505,
-    "abs_sum": 1639.5593,
-}
 CASES = reference("deit.json")["cases"]
 
 
@@ -56,24 +49,6 @@ def test_parameters_have_the_announced_names_and_timms(case):
     model = make(small(case), 10)
     assert {p.name: p.shape for p in model.get_parameters()} == parameter_shapes(model.config, 10)
     assert {n: tuple(g["shape"]) for n, g in CASES[case]["gradients"].items()} == parameter_shapes(model.config, 10)
-
-
-def rows():
-    for row in (RELEASED, *reference("deit.json")["rows"]):
-        yield pytest.param(row, id=row["model"], marks=() if row["model"] == "cabvit_p_l0" else (pytest.mark.slow,))
-
-
-@pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize("row", rows())
-def test_logits_are_the_official_ones(row):
-    from mindspore import Tensor
-
-    model = make(VARIANTS[row["model"]], 1000)
-    model.set_train(False)
-    rules.fill(model)
-    logits = model(Tensor(rules.picture((2, 3, 224, 224)))).asnumpy()
-    np.testing.assert_allclose([*logits[0, :4], logits[1, 0]], [*row["first"], row["second"]], rtol=0, atol=5e-5)
-    np.testing.assert_allclose([logits.sum(), np.abs(logits).sum()], [row["sum"], row["abs_sum"]], rtol=0, atol=5e-3)
 
 
 @pytest.mark.usefixtures("graph_mode")

@@ -131,6 +131,14 @@ def test_files_and_functions_stay_short(path):
             assert (node.end_lineno or 0) - node.lineno < 60, f"{path.name}: {node.name}"
 
 
+def test_every_reference_file_is_described_and_every_script_that_makes_some():
+    data = ROOT / "tests" / "data"
+    text = (data / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.]+\.(?:json|npz|pth|safetensors))`", text))
+    assert named == {p.name for p in data.iterdir() if p.suffix not in (".py", ".md") and p.is_file()}
+    assert {p.name for p in data.glob("make_*.py")} == set(re.findall(r"make_\w+\.py", text))
+
+
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "configs").glob("*.yaml"), *ROOT.glob("*.py")]
 
 

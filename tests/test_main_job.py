@@ -260,6 +260,7 @@ def test_the_command_line_is_frozen():
         ("crossvit_15", 4, "batch.global_batch=8 ema.decay=0.9"),
         ("crossvit_tiny", 12, "evaluate.batch=12"),
         ("crossformer_t", 8, ""),
+        ("cabvit_h_l1", 8, ""),
     ],
 )
 def test_the_plans_memory_is_near_the_peak_of_the_process(name, batch, more, tmp_path):

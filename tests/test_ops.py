@@ -63,6 +63,13 @@ CONVOLUTIONS = [
     (3, 2, 1, 7, False),
     (16, 4, 6, 16, True),
     (8, 2, 3, 8, False),
+    # CrossFormer's embedding and merging
+    (8, 4, 2, 16, True),
+    (32, 4, 14, 32, True),
+    (2, 2, 0, 8, False),
+    (4, 2, 1, 8, False),
+    # CabViT's merging
+    (1, 1, 0, 5, False),
 ]
 
 
@@ -164,10 +171,14 @@ def test_convolutions_agree(kernel, stride, pad, size, from_image, bias):
         # the native patch embedding takes no gradient to the image: there is none in a model
         parts = zip(ours, reference, strict=True) if name == "composed" else zip(ours[::2], reference[::2], strict=True)
         for mine, theirs in parts:
-            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=2e-5)
+            # a sum of 3,072 products is rounded in proportion to the largest of its kind
+            atol = 2e-5 if kernel < 32 else 5e-6 * np.abs(theirs).max()
+            np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=atol)
 
 
-@pytest.mark.parametrize("kernel, stride, pad, bias", [(3, 1, 1, True), (7, 4, 3, False), (3, 2, 1, False)])
+@pytest.mark.parametrize(
+    "kernel, stride, pad, bias", [(3, 1, 1, True), (7, 1, 3, True), (7, 4, 3, False), (3, 2, 1, False)]
+)
 def test_depthwise_convolutions_agree(kernel, stride, pad, bias):
     """Through `to_map` and `to_tokens`, as a model uses them."""
     from mindspore import nn

@@ -20,7 +20,7 @@ from mindcv_crossvit.settings import keys_with
 
 CONFIGS = {path.stem: path for path in sorted((ROOT / "configs").glob("*.yaml"))}
 OWN = {"digits", "cifar10", "cifar100", "folder", "finetune_folder", "cabvit_h_l1_ascend", "cabvit_h_l2_ascend"}
-OWN |= {"cabvit_h_l3_ascend"}
+OWN |= {"cabvit_h_l3_ascend", "cabvit_p_l0_ascend"}
 """No publication stands behind these."""
 
 CROSSVIT: dict[str, Any] = {

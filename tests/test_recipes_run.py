@@ -1,8 +1,10 @@
-"""Every shipped recipe, loaded, planned and stepped twice through train.py, with a small model and a few pictures."""
+"""Every shipped recipe and every row of an ablation table, loaded, planned and stepped twice through train.py.
+
+With a small model and a few pictures; a row keeps its depth and its fusion.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import fields
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from running import metrics
 
 from mindcv_crossvit.models.catalog import family_of
 from mindcv_crossvit.models.shapes import parameter_shapes
@@ -19,9 +22,14 @@ from mindcv_crossvit.recipe import Recipe
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
+sys.path.insert(0, str(ROOT / "scripts"))
+from run_ablation import read_table
+
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 OTHERS = ("deit_", "crossformer", "cabvit_")
 QUICK = ("deit_9_dagger_ascend", "crossformerpp_s_ascend", "cabvit_h_l1_ascend")
+TABLES = sorted((ROOT / "configs" / "ablation").glob("*.yaml"))
+QUICK_ROWS = ("fusion none",)
 SMALL = ["embed_dim=[8,16]", "depth=[[1,1,0]]", "num_heads=[2,2]", "mlp_ratio=[1,1,1]"]
 
 
@@ -50,11 +58,14 @@ def pictures(tmp_path_factory) -> dict[str, Path]:
 
 def reduced(recipe: Recipe) -> list[str]:
     """Changes that make a recipe's model, batch and run small and leave the rest as it is."""
-    changes = [f"model.{change}" for change in small_model(recipe)]
-    changes += ["batch.global_batch=8", "batch.largest_per_device=8", "mix.group=4"]
+    return [*(f"model.{change}" for change in small_model(recipe)), *reduced_run()]
+
+
+def reduced_run() -> list[str]:
+    """Changes that make batch and run small."""
+    changes = ["batch.global_batch=8", "batch.largest_per_device=8", "mix.group=4"]
     changes += ["run.ops=standard"]  # what a card runs; compiles faster
-    changes += ["schedule.epochs=1", "schedule.warmup_epochs=0", "data.workers=0", "evaluate.batch=100"]
-    return changes
+    return [*changes, "schedule.epochs=1", "schedule.warmup_epochs=0", "data.workers=0", "evaluate.batch=100"]
 
 
 def small_model(recipe: Recipe) -> list[str]:
@@ -79,6 +90,35 @@ def recipes():
         yield pytest.param(path, id=path.stem, marks=() if quick else (pytest.mark.slow,))
 
 
+def ablations():
+    """(base recipe, changes) of every row; most of them in the slow tests: they are deep."""
+    for path in TABLES:
+        table, rows = read_table(path)
+        for row in rows:
+            name = f"{path.stem} {row.name}"
+            marks = () if name in QUICK_ROWS else (pytest.mark.slow,)
+            yield pytest.param(ROOT / table["base"], row.changes, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("base, row", ablations())
+def test_each_row_of_an_ablation_is_stepped(base, row, pictures, tmp_path, monkeypatch, capsys, graph_mode):
+    import train
+
+    recipe = load_recipe(base, row)
+    model, full = recipe.model, recipe.model.config()
+    widths = [16, 16] if full.embed_dim[0] == full.embed_dim[1] else [8, 16]
+    small = [f"model.img_size={[2 * patch for patch in full.patch_size]}", f"model.embed_dim={widths}"]
+    small += ["model.num_heads=[2,2]", "model.mlp_ratio=[1,1,1]", *reduced_run()]
+    words = [word for change in (*row, *small) for word in ("--set", change)]
+    places = ["--data_dir", str(pictures["folder"]), "--output", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(base), *places, *words])
+    assert train.main() == 0, capsys.readouterr().out
+    assert_stepped_twice(tmp_path / "run")
+    run = load_recipe(tmp_path / "run" / "recipe.yaml").model
+    for name in ("depth", "fusion", "cls_token", "identity_projs", "hybrid_backbone", "patch_size"):
+        assert getattr(run, name) == getattr(model, name)
+
+
 @pytest.mark.parametrize("path", recipes())
 def test_each_recipe_is_planned_and_stepped(path, pictures, tmp_path, monkeypatch, capsys, graph_mode):
     import train
@@ -97,10 +137,7 @@ def test_each_recipe_is_planned_and_stepped(path, pictures, tmp_path, monkeypatc
     monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
     assert train.main() == 0, capsys.readouterr().out
 
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if "loss" in line]
-    assert len(losses) >= 2 and all(math.isfinite(loss) for loss in losses)
-    assert any("val_top1" in line for line in lines)
+    assert_stepped_twice(tmp_path / "run")
     run = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert not run.auto
     kept = {f.name for f in fields(Recipe)} - {"auto", "model", "data", "batch", "schedule", "evaluate", "run"}
@@ -111,6 +148,13 @@ def test_each_recipe_is_planned_and_stepped(path, pictures, tmp_path, monkeypatc
     )
     said = capsys.readouterr().out
     assert "resized" in said or "--init-from" not in path.read_text()
+
+
+def assert_stepped_twice(folder: Path) -> None:
+    """Two updates or more with finite losses, and a score."""
+    losses = [line["loss"] for line in metrics(folder) if "loss" in line]
+    assert len(losses) >= 2 and all(math.isfinite(loss) for loss in losses)
+    assert any("val_top1" in line for line in metrics(folder))
 
 
 def weights_of_another_size(recipe: Recipe, folder: Path) -> Path:

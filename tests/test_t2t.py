@@ -6,33 +6,28 @@ import math
 
 import numpy as np
 import pytest
+from reference import assert_summary, reference
 from running import TINY
 from small_models import assert_is_pytorchs, trained
 
 from mindcv_crossvit import create_model, load_weights
 from mindcv_crossvit.data.draws import drop_path_scale
+from mindcv_crossvit.models import golden as rules
 from mindcv_crossvit.models.catalog import macs, parameter_shapes
 from mindcv_crossvit.models.crossvit_config import VARIANTS
 from mindcv_crossvit.recipe_file import load_recipe
 from mindcv_crossvit.weights.read import read_weights
 
-COUNTED = {  # the official code's: parameters, of them trained, multiply-accumulates, tensors
-    ("crossvit_9", "t2t"): (8_853_532, 8_853_532, 5_273_765_376, 312),
-    ("crossvit_15", "t2t"): (27_813_340, 27_813_340, 9_222_410_496, 384),
-    ("crossvit_18", "t2t"): (43_548_604, 43_548_604, 12_462_432_000, 420),
-    ("crossvit_9", "performer"): (8_862_492, 8_854_300, 2_322_048_000, 320),
-    ("crossvit_15", "performer"): (27_822_300, 27_814_108, 6_270_693_120, 392),
-    ("crossvit_18", "performer"): (43_557_564, 43_549_372, 9_510_714_624, 428),
-}
 
-
-@pytest.mark.parametrize("name, kind", COUNTED)
-def test_parameters_and_macs_to_the_unit(name, kind):
-    config = VARIANTS[name].with_overrides({"hybrid_backbone": kind})
-    shapes = parameter_shapes(config)
-    total = sum(map(math.prod, shapes.values()))
-    frozen = sum(math.prod(shape) for key, shape in shapes.items() if key.endswith(".w"))
-    assert (total, total - frozen, macs(config), len(shapes)) == COUNTED[name, kind]
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize("row", reference("counts.json")["embeddings"], ids=lambda r: f"{r['model']} {r['kind']}")
+def test_built_models_have_the_official_parameters_and_macs_to_the_unit(row):
+    model = create_model(row["model"], hybrid_backbone=row["kind"])
+    shapes = {p.name: tuple(p.shape) for p in model.get_parameters()}
+    assert shapes == parameter_shapes(model.config) and len(shapes) == row["tensors"]
+    assert sum(map(math.prod, shapes.values())) == row["parameters"]
+    assert sum(p.size for p in model.trainable_params()) == row["trained"]
+    assert macs(model.config) == row["macs"]
 
 
 @pytest.mark.usefixtures("graph_mode")
@@ -104,6 +99,49 @@ def test_dropout_follows_its_coins():
     assert len(np.unique(kept.sum(1))) > 10  # the samples' draws are their own
     layers[0].set_train(False)
     np.testing.assert_array_equal(layers[0](ones).asnumpy(), ones.asnumpy())
+
+
+@pytest.mark.usefixtures("graph_mode")
+@pytest.mark.parametrize("implementation", ["composed", "standard"])
+def test_a_performer_in_training_drops_where_the_official_one_does(implementation):
+    """With the same draws given to both: output and gradients of a layer."""
+    from mindspore import Tensor, nn, ops
+
+    from mindcv_crossvit.models.blocks import DropPathSchedule
+    from mindcv_crossvit.models.t2t import PerformerLayer
+    from mindcv_crossvit.ops import choose
+
+    class Times(nn.Cell):
+        def __init__(self, name: str):
+            super().__init__()
+            self.factors = Tensor(((rules.u(name, (count, 64)) >= -0.8) / 0.9).astype(np.float32))
+
+        def construct(self, y_te, drop_scale=None):
+            return y_te * self.factors
+
+    expected = reference("performer.json")
+    count, tokens = expected["batch"] * expected["tokens"], expected["tokens"]
+    layer = PerformerLayer(expected["in_dim"], tokens, choose(implementation), DropPathSchedule())
+    for p in layer.get_parameters():
+        share = 0.25 if p.name.startswith("kqv.") else 1
+        p.set_data(Tensor((share * rules.weight(p.name, p.shape)).astype(np.float32)))
+    layer.drop_proj, layer.drop_mlp = Times("mask.proj"), Times("mask.mlp")
+    layer.set_train()
+    soft = np.exp(2 * rules.u("target", (count, 64)))
+    targets = Tensor((soft / soft.sum(1, keepdims=True)).astype(np.float32))
+    parameters = list(layer.trainable_params())
+
+    def loss_of(x):
+        y = layer(x)
+        return -(targets * ops.log_softmax(y, -1)).sum() / count, y
+
+    x = Tensor(rules.u("input", (count, expected["in_dim"])).astype(np.float32))
+    (loss, y), gradients = ops.value_and_grad(loss_of, None, parameters, has_aux=True)(x)
+    assert float(loss.asnumpy()) == pytest.approx(expected["loss"], abs=2e-6)
+    assert_summary("output", y.asnumpy(), expected["output"])
+    assert {p.name for p in parameters} == set(expected["gradients"])
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        assert_summary(parameter.name, gradient.asnumpy(), expected["gradients"][parameter.name])
 
 
 @pytest.mark.slow

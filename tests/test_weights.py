@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import weight_files as wf
 from conftest import ROOT
-from reference import DATA, reference
+from reference import DATA, official_rows, reference
 from test_weights_files import TINY, TINY_SHAPES, assert_same, rule_state
 
 from mindcv_crossvit import create_model, load_weights
 from mindcv_crossvit.errors import UserError
 from mindcv_crossvit.models import golden
+from mindcv_crossvit.models.catalog import VARIANTS as ALL
+from mindcv_crossvit.models.catalog import parameter_shapes
 from mindcv_crossvit.models.crossvit_config import VARIANTS
-from mindcv_crossvit.models.shapes import parameter_shapes
 from mindcv_crossvit.weights.fit import fit, resize_positions
 from mindcv_crossvit.weights.names import family, to_official, to_timm
 from mindcv_crossvit.weights.read import Weights, read_weights
-from mindcv_crossvit.weights.variant import find_variant
+from mindcv_crossvit.weights.variant import Variant, find_variant
 
-GOLDEN = [row for row in reference("golden.json")["rows"] if not row["overrides"]]
 TINY_OVERRIDES = {
     n: getattr(TINY, n) for n in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 }
+OTHERS = ("crossformer_t", "cabvit_h_l1", "deit_tiny")
 pytestmark = pytest.mark.usefixtures("graph_mode")
 
 
@@ -82,7 +83,12 @@ def test_timms_names_and_back():
 
 
 def test_names_that_clash_or_are_of_another_model():
-    assert family(["layer1.0.bn1.gamma"]) == "other" and to_official(["bn.gamma"]) == {"bn.gamma": "bn.gamma"}
+    assert family(["layer1.0.bn1.gamma"]) == "other"
+    for name in OTHERS:
+        names = list(parameter_shapes(ALL[name]))
+        assert family(names) == "official" and to_official(names) == {n: n for n in names}
+        assert family([n.replace("blocks.", "layers.") for n in names]) == "other"
+    assert to_official(["bn.gamma"]) == {"bn.gamma": "bn.gamma"}
     with pytest.raises(ValueError, match="the same official name"):
         to_official(["pos_embed_0", "pos_embed.0"])
 
@@ -186,13 +192,41 @@ def test_positions_of_both_branches_follow_the_picture_size():
 # Which model
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+def zeros(config, classes: int = 1000) -> dict[str, np.ndarray]:
+    return {n: np.broadcast_to(np.float32(0), s) for n, s in parameter_shapes(config, classes).items()}
+
+
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("classes", [1000, 3])
 def test_a_variant_is_known_by_its_shapes(name, classes):
-    shapes = parameter_shapes(VARIANTS[name], classes)
-    weights = replace(tiny_weights(), tensors={n: np.broadcast_to(np.float32(0), s) for n, s in shapes.items()})
-    found = find_variant(weights)
-    assert (found.name, found.overrides, found.num_classes) == (name, {}, classes)
+    weights = replace(tiny_weights(), tensors=zeros(ALL[name], classes))
+    assert find_variant(weights, wanted=name) == Variant(name, {}, classes)
+    twin = "deit_tiny" if name == "cabvit_p_l0" else name  # CabViT-P as released is DeiT-Ti, unless a recipe says
+    for wanted in (None, "crossvit_9_240", "deit_small"):
+        assert find_variant(weights, wanted) == Variant(twin, {}, classes)
+
+
+@pytest.mark.parametrize("name, size", [("deit_tiny", 128), ("cabvit_p_l0", 384), ("cabvit_h_l2", 96)])
+def test_a_variant_of_another_family_for_another_picture_size(name, size):
+    weights = replace(tiny_weights(), tensors=zeros(ALL[name].with_overrides({"img_size": size})))
+    assert find_variant(weights, wanted=name) == Variant(name, {"img_size": size}, 1000)
+
+
+def test_official_cabvits_have_pytorchs_counters_of_batches(tmp_path):
+    """As PyTorch saves them: a bare state dict, read whole, fitted all or nothing; and the real l1 by its shapes."""
+    found = read_weights(DATA / "weights_cabvit.pth")
+    assert (found.kind, found.numerics) == ("official", "official") and "14 tensors left out" in found.notes[0]
+    case = reference("cabvit.json")["checkpoint"]
+    model = create_model("cabvit_h_l1", 5, **case["config"])
+    assert len(load_weights(model, DATA / "weights_cabvit.pth").loaded) == len(found.tensors)
+    np.testing.assert_allclose(logits(model, 32), case["logits"], rtol=0, atol=2e-5)
+
+    state = rule_state(parameter_shapes(ALL["cabvit_h_l1"]))
+    counters = {n.replace("running_mean", "num_batches_tracked"): np.array(7) for n in state if "running_mean" in n}
+    wf.write_zip(tmp_path / "l1.pth", state | counters)
+    found = read_weights(tmp_path / "l1.pth")
+    assert_same(found.tensors, state)
+    assert find_variant(found) == Variant("cabvit_h_l1", {}, 1000) and len(counters) == 19
 
 
 def test_a_variant_for_another_picture_size_and_none_at_all():
@@ -334,9 +368,11 @@ def test_own_checkpoints_raw_and_averaged(tmp_path):
 
 
 def golden_cases():
-    for row in GOLDEN:
-        quick = row["model"] == "crossvit_9_224"
-        yield pytest.param(row, id=row["model"], marks=() if quick else (pytest.mark.slow,))
+    """Every CrossViT's, and those of one model of each other family."""
+    for row in official_rows():
+        if not row["overrides"] and (row["model"].startswith("crossvit") or row["model"] in OTHERS):
+            quick = row["model"] == "crossvit_9_224"
+            yield pytest.param(row, id=row["model"], marks=() if quick else (pytest.mark.slow,))
 
 
 @pytest.mark.parametrize("row", golden_cases())
@@ -344,6 +380,8 @@ def test_the_golden_logits_come_out_of_every_format(row, tmp_path):
     model = create_model(row["model"])
     state = {p.name: golden.weight(p.name, tuple(p.shape)) for p in model.get_parameters()}
     for kind, write in wf.FORMATS.values():
+        if kind == "timm" and row["model"] in OTHERS:  # timm's names are the official ones, or it has no such model
+            continue
         for parameter in model.get_parameters():
             parameter.set_data(parameter * 0)
         write(tmp_path / "weights", state)

@@ -34,9 +34,10 @@ def mapping(items: Mapping[str, bytes]) -> bytes:
 
 
 def tensor(key: str, value: np.ndarray, legacy: bool = False) -> bytes:
-    """A float32 tensor of its own storage, as instructions."""
-    strides = tuple(s // 4 for s in np.ascontiguousarray(value).strides)
-    storage = b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text(key) + text("cpu") + number(value.size)
+    """A tensor of float32, or of whole numbers of 64 bits, of its own storage, as instructions."""
+    strides = tuple(s // value.itemsize for s in np.asarray(value, order="C").strides)
+    numbers_of = {"f": b"FloatStorage", "i": b"LongStorage"}[value.dtype.kind]
+    storage = b"(" + text("storage") + b"ctorch\n" + numbers_of + b"\n" + text(key) + text("cpu") + number(value.size)
     storage += (b"N" if legacy else b"") + b"tQ"
     view = storage + number(0) + numbers(value.shape) + numbers(strides) + b"\x89ccollections\nOrderedDict\n)R"
     return b"ctorch._utils\n_rebuild_tensor_v2\n(" + view + b"tR"

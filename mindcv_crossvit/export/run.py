@@ -100,10 +100,13 @@ RUNTIMES: dict[str, Callable[[Path], Run]] = {
 }
 
 
-def read_trained(path: Path, runtime: str | None, class_names: tuple[str, ...] = ()) -> Checkpoint | Exported:
+def read_trained(
+    path: Path, runtime: str | None, class_names: tuple[str, ...] = (), model: str | None = None
+) -> Checkpoint | Exported:
     """A checkpoint, weights of another origin as one, or an exported file's facts; a run folder is its last checkpoint.
 
-    runtime: see open_exported. class_names: for weights of another origin, which have none, see as_checkpoint.
+    runtime: see open_exported. class_names, model: for weights of another origin, which have no classes and perhaps the
+    tensors of several models, see as_checkpoint.
     Raises UserError, also where the runtime does not fit the file.
     """
     if is_exported(path):
@@ -113,7 +116,7 @@ def read_trained(path: Path, runtime: str | None, class_names: tuple[str, ...] =
     if runtime is not None:
         raise UserError(f"--runtime {runtime}: is for ONNX files, and {path} is none")
     weights = read_weights(resolve(path))
-    return read_checkpoint(weights.path) if weights.meta else as_checkpoint(weights, class_names)
+    return read_checkpoint(weights.path) if weights.meta else as_checkpoint(weights, class_names, model)
 
 
 def trained_preprocessing(trained: Checkpoint | Exported) -> Preprocessing:

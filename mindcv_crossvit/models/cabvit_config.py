@@ -157,8 +157,26 @@ def _block(name: str, config: CabViTConfig, stage: int, d: int) -> Shapes:
 
 
 def saved_activations(config: CabViTConfig) -> int:
-    """Numbers that one image's forward pass must keep for the gradient, at least."""
-    return 0
+    """Numbers that one image's forward pass keeps for the gradient.
+
+    Counted from what the composed operators keep: of a convolution what it reads, of a batch norm the centred input, of
+    a GELU its slope; and, per token of width C, 38 C in a block of convolutions and 28 C in one of attention, with the
+    scores and probabilities beside it, and 8 C per digest it sees. The 38 and 28 were measured on models with one wide
+    stage. Each picture more then took 34.8 M numbers for cabvit_h_l1 and 67.7 M for cabvit_h_l2, 0.87 and 1.05 times
+    the count.
+    """
+    dims, tokens = config.embed_dims, [config.side(stage) ** 2 for stage in range(4)]
+    total = 4 * tokens[0] * (48 + dims[0]) + 9 * tokens[0] * dims[0]  # the stem
+    for stage, (n, c) in enumerate(zip(tokens, dims, strict=True)):
+        if stage < 2:
+            total += config.depths[stage] * 38 * n * c
+        else:
+            for d in range(config.depths[stage]):
+                seen = d * config.digest(stage)
+                total += 28 * n * c + 8 * seen * c + 2 * config.num_heads[stage] * n * (n + seen)
+        if stage < 3:
+            total += n * (c + 4 * dims[stage + 1])
+    return total
 
 
 def alive_activations(config: CabViTConfig) -> int:

@@ -93,10 +93,12 @@ class CrossFormerBackbone(_Trunk):
     For detection and segmentation: any H and W divisible by the last stage's stride (32), which may change from call to
     call; each size is compiled once. The official backbone's maps; but where that, after one picture no larger than a
     group, attends over short distances only, for ever, this treats each picture by its own size, and it follows
-    `pad_type` and `no_mask`, which that ignores. Weights of a classifier fit, without `norm` and `head`.
+    `pad_type` and `no_mask`, which that ignores. Weights of a classifier fit, but for its `norm` and `head`.
     drop_path_rate, drop_scale: as in CrossFormer.
     Raises ValueError for other sizes.
     """
+
+    without = ("norm", "head")
 
     def __init__(self, config: CrossFormerConfig, op: Ops, drop_path_rate: float = 0.0, seed: int = 0):
         super().__init__(config, op, drop_path_rate)

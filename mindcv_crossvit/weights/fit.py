@@ -77,13 +77,15 @@ def fit(
     *,
     new_head: bool = False,
     partial: bool = False,
+    without: tuple[str, ...] = (),
 ) -> Fit:
     """The weights as a model with parameters of these shapes takes them.
 
     Position embeddings of another picture size are resized (bicubic, the class token's kept).
-    numerics: the model's, `official` or `mindcv`; None for a model that is no CrossViT.
+    numerics: the model's, `official` or `mindcv`; None for a model of another family.
     new_head: a head with another class count, or none, in the file stays as the model has it.
     partial: some tensors may be missing, of another shape or left over. A file of which nothing fits is refused.
+    without: layers (`head`, ...) that the model does not have and the file may.
     Raises UserError with everything that does not fit.
     """
     report = Report(weights.path, weights.kind, weights.numerics, weights.notes)
@@ -105,23 +107,26 @@ def fit(
         else:
             report.skipped.append(f"{name} ({_form(given)}, the model's is {list(shape)})")
     report.left_over = [n for n in weights.tensors if n not in shapes]
-    problems = _problems(report, numerics, [] if new_head else heads, partial)
+    problems = _problems(report, numerics, [] if new_head else heads, partial, without)
     if problems:
         raise UserError(f"{weights.path}: {problem}" for problem in problems)
     return Fit(tensors, report)
 
 
-def _problems(report: Report, numerics: str | None, heads: list[str], partial: bool) -> list[str]:
+def _problems(
+    report: Report, numerics: str | None, heads: list[str], partial: bool, without: tuple[str, ...]
+) -> list[str]:
     if numerics and report.numerics and numerics != report.numerics:
         return [_MISMATCH[report.numerics]]
     if not report.loaded and not report.resized:
         return [f"nothing in it fits this model: {len(report.left_over)} tensors{_names(report.left_over)}"]
     problems = [f"its head does not fit: {heads[0]}; ask for a new head to begin with a fresh one"] if heads else []
     if not partial:
+        strange = [name for name in report.left_over if name.partition(".")[0] not in without]
         for what, names in (
             ("missing", report.missing),
             ("of another shape", report.skipped),
-            ("left over", report.left_over),
+            ("left over", strange),
         ):
             if names:
                 problems.append(f"fits this model only in part: {what} are {len(names)} tensors{_names(names)}")

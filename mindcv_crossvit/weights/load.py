@@ -20,8 +20,8 @@ def load_weights(
 ) -> Report:
     """Loads a weights file of PyTorch, timm, MindCV or this suite into a model and says what became of each tensor.
 
-    part, new_head, partial: see read_weights and fit. Raises UserError, before anything is changed, for a file that
-    cannot be read or does not fit.
+    part, new_head, partial: see read_weights and fit. A dense backbone leaves the classifier's own layers alone.
+    Raises UserError, before anything is changed, for a file that cannot be read or does not fit.
     """
     parameters = {p.name: p for p in model.get_parameters()}
     official = to_official(parameters)
@@ -30,7 +30,8 @@ def load_weights(
     if numerics and kind != MINDCV:
         numerics = getattr(getattr(model, "config", None), "numerics", numerics)
     shapes = {official[n]: tuple(p.shape) for n, p in parameters.items()}
-    fitted = fit(read_weights(path, part), shapes, numerics, new_head=new_head, partial=partial)
+    without = getattr(model, "without", ())
+    fitted = fit(read_weights(path, part), shapes, numerics, new_head=new_head, partial=partial, without=without)
     set_parameters({official[n]: p for n, p in parameters.items()}, fitted.tensors)
     return fitted.report
 

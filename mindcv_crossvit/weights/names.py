@@ -6,6 +6,8 @@
 | `blocks.0.` / `blocks.K.`, K > 0        | as official   | `0.` / `0.blocks.0.K.`: its list renames as it grows |
 | `fusion.I.`, where L = 0                | as official   | `fusion.I.0.`                                      |
 | `weight`, `bias` of a norm              | as official   | `gamma`, `beta`                                    |
+
+That is CrossViT's. The other families' official names are the suite's own; timm, which has DeiT, uses the same.
 """
 
 from __future__ import annotations
@@ -18,23 +20,40 @@ _TOKENS = re.compile(r"^(pos_embed|cls_token)([._])([01])$")
 _ENCODER = re.compile(r"^(?:0\.)?blocks\.(?:0\.)?(\d+)\.(?=(?:blocks|projs|fusion|revert_projs)\.)")
 _FIRST_ENCODER = re.compile(r"^0\.(?=(?:blocks|projs|fusion|revert_projs)\.)")
 _FUSION = re.compile(r"(\.fusion\.[01]\.)0\.")
-_BUFFER = re.compile(r"^layers\.\d+\.blocks\.\d+\.(?:attn\.biases|attn\.relative_position_index|attn_mask)$")
+_BUFFER = re.compile(
+    r"^layers\.\d+\.blocks\.\d+\.(?:attn\.biases|attn\.relative_position_index|attn_mask)$|^.*\.num_batches_tracked$"
+)
+_OF_OTHERS = {
+    "crossformer": {"layers.0.blocks.0.attn.pos.pos_proj.weight"},
+    "deit": {"cls_token", "pos_embed", "blocks.0.norm1.weight", "blocks.0.attn.qkv.weight"},
+    "cabvit": {"layer_2.blocks.0.attention_biases"},
+}
+"""Names that tell the other families' weights."""
 _NORM = {"gamma": "weight", "beta": "bias"}
 
 
 def family(names: Iterable[str]) -> str:
-    """Whose names these are: OFFICIAL, TIMM or MINDCV for a CrossViT, OTHER for anything else."""
+    """Whose names these are: OFFICIAL, TIMM or MINDCV for a CrossViT, OFFICIAL for the suite's other families.
+
+    OTHER for anything else.
+    """
     names = list(names)
     marks = {m[2] for m in map(_TOKENS.match, names) if m}
     if not marks:
-        return OTHER
+        return OFFICIAL if other_family(names) else OTHER
     if "_" in marks:
         return TIMM
     return MINDCV if any(n.endswith((".gamma", ".beta")) for n in names) else OFFICIAL
 
 
+def other_family(names: Iterable[str]) -> str | None:
+    """The suite's family, other than CrossViT, whose official names are among these; None where there is none."""
+    given = set(names)
+    return next((family for family, marks in _OF_OTHERS.items() if marks <= given), None)
+
+
 def numerics_of(kind: str) -> str | None:
-    """The numerics that weights with these names were trained with; None for what is no CrossViT."""
+    """The numerics that weights with these names were trained with; None for what is no model of the suite."""
     return {OTHER: None, MINDCV: MINDCV}.get(kind, OFFICIAL)
 
 
@@ -56,7 +75,8 @@ def to_official(names: Iterable[str]) -> dict[str, str]:
 
 
 def is_buffer(name: str) -> bool:
-    """Whether a tensor is one of the tables that older CrossFormer checkpoints hold: they follow from the sizes."""
+    """Whether a tensor is no weight: a table in older CrossFormer checkpoints, which follows from the sizes, or the
+    counter of batches that PyTorch's batch norms have."""
     return bool(_BUFFER.match(name))
 
 

@@ -33,8 +33,8 @@ class Weights:
     """What a file held.
 
     kind: `official`, `timm` or `mindcv` by the names in it, `suite` for a checkpoint of this suite, `other` for a
-        model that is no CrossViT.
-    numerics: for which numerics they were trained, `official` or `mindcv`; None where it is no CrossViT.
+        model that is none of its families.
+    numerics: for which numerics they were trained, `official` or `mindcv`; None for kind `other`.
     tensors: by official name, read-only; floats are float32. Names of kind `other` are as in the file.
     meta: what a checkpoint of this suite says of itself.
     notes: what else a user should know, a sentence each.
@@ -167,7 +167,7 @@ def _weights(path: Path, tensors: dict[str, np.ndarray], notes: tuple[str, ...] 
     buffers = [n for n in tensors if is_buffer(n)]
     if buffers:
         tensors = {n: t for n, t in tensors.items() if not is_buffer(n)}
-        notes = (*notes, f"{len(buffers)} tables left out, the model makes its own: {_few(buffers, 2)}")
+        notes = (*notes, f"{len(buffers)} tensors left out that are no weights: {_few(buffers, 2)}")
     kind, renamed = family(tensors), to_official(tensors)
     found = {renamed[n]: t for n, t in tensors.items()}
     return Weights(path, kind, numerics_of(kind), found, notes=notes)

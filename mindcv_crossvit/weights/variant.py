@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import UserError
-from ..models.catalog import FAMILIES, VARIANTS, parameter_shapes
+from ..models.catalog import FAMILIES, VARIANTS, parameter_shapes, resolve
 from ..models.family import Shapes
 from ..training.checkpoint import Checkpoint
 from .names import OFFICIAL
@@ -23,9 +23,11 @@ class Variant:
     num_classes: int
 
 
-def find_variant(weights: Weights) -> Variant:
+def find_variant(weights: Weights, wanted: str | None = None) -> Variant:
     """The released model whose parameters these are, perhaps for another picture size or with another fusion.
 
+    wanted: the name of the model that a recipe has, for two that have the same tensors: those of CabViT-P as released
+        are DeiT-Ti's, which is found otherwise.
     Raises UserError with the nearest one when there is none, and when two fusions have the same shapes.
     """
     given: Shapes = {n: t.shape for n, t in weights.tensors.items()}
@@ -35,12 +37,14 @@ def find_variant(weights: Weights) -> Variant:
     models = [(family, name, config) for family in FAMILIES for name, config in family.variants.items()]
     candidates: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in VARIANTS]
     candidates += [(name, size) for family, name, config in models if (size := family.size_of(config, given))]
+    preferred = resolve(wanted) if wanted else None
+    candidates.sort(key=lambda candidate: candidate[0] != preferred)
     differences = {}
     for name, overrides in candidates:
         config = VARIANTS[name]
         changes = {key: value for key, value in {**overrides, **special}.items() if hasattr(config, key)}
-        wanted = parameter_shapes(config.with_overrides(changes), classes)
-        wrong = [n for n in {*given, *wanted} if given.get(n) != wanted.get(n)]
+        needed = parameter_shapes(config.with_overrides(changes), classes)
+        wrong = [n for n in {*given, *needed} if given.get(n) != needed.get(n)]
         if not wrong:
             if changes.get("fusion") == "class_token":
                 raise UserError(
@@ -57,13 +61,13 @@ def find_variant(weights: Weights) -> Variant:
     )
 
 
-def as_checkpoint(weights: Weights, class_names: Sequence[str] = ()) -> Checkpoint:
+def as_checkpoint(weights: Weights, class_names: Sequence[str] = (), wanted: str | None = None) -> Checkpoint:
     """Weights of another origin as a checkpoint of the released model they belong to, to be scored and asked.
 
     class_names: where there are as many as the heads have outputs, these; else the outputs' numbers. Pictures are
-    prepared as the official evaluation does. Raises UserError, see find_variant.
+    prepared as the official evaluation does. wanted: see find_variant, which raises UserError.
     """
-    variant = find_variant(weights)
+    variant = find_variant(weights, wanted)
     model = {"name": variant.name, **variant.overrides}
     fitting = len(class_names) == variant.num_classes
     crop_fraction = 1.0 if variant.name.endswith("_384") else 0.875

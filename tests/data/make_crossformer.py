@@ -26,10 +26,12 @@ from make_references import (
     FOLDER,
     allow_bare_torchvision,
     layout,
+    moved_modules,
     numbers,
     short,
     soft_loss,
     softmax,
+    stand_in,
     summary,
     tensor,
     u,
@@ -76,15 +78,16 @@ WITH_GRADIENTS = ("padding", "no mask")
 DENSE = ("crossformer_s", "crossformerpp_s")
 DEPTHS = ([1, 1, 8, 6], [2, 2, 6, 2], [2, 2, 18, 2], [6, 6, 18, 2], [1, 2, 3, 4], [3, 3, 27, 3])
 GROUP_TYPES = ("constant", "linear", "linear_div", "alter", "7_14")
-SIZES = ([16, 16], [24, 72])
-BACKBONE = SMALL | {"group_size": [4, 3], "depths": [2, 2]}
-
-
-def stand_in(name: str, **content: Any) -> None:
-    """Put a module of this content in the place of one that is not there."""
-    module = types.ModuleType(name)
-    module.__dict__.update(content)
-    sys.modules[name] = module
+BACKBONES: dict[str, tuple[dict[str, Any], tuple[list[int], ...]]] = {
+    "two stages": (SMALL | {"group_size": [4, 3], "depths": [2, 2]}, ([16, 16], [24, 72])),
+    "four stages": (
+        FIRST
+        | {"embed_dim": 16, "depths": [1, 2, 4, 1], "num_heads": [1, 2, 2, 4], "use_acl": True, "patch_size": [4, 8]}
+        | {"group_size": [3, 3, 3, 2], "crs_interval": [2, 2, 2, 1]},
+        ([64, 64], [32, 32], [96, 32], [32, 224], [160, 192], [32, 64]),
+    ),
+}
+"""Narrow dense backbones, and sizes of pictures."""
 
 
 def official(folder: Path) -> tuple[Any, Any]:
@@ -93,8 +96,7 @@ def official(folder: Path) -> tuple[Any, Any]:
     def nothing(*_: object, **__: object) -> Any:
         return types.SimpleNamespace(info=print)
 
-    layers = importlib.import_module("timm.layers")
-    stand_in("timm.models.layers", **{n: getattr(layers, n) for n in ("DropPath", "to_2tuple", "trunc_normal_")})
+    moved_modules()
     stand_in("mmdet")
     stand_in("mmdet.utils", get_root_logger=nothing)
     for name in ("mmcv", "mmcv.cnn.bricks", "mmcv.cnn.utils"):
@@ -156,6 +158,19 @@ def features(kind: Any, config: dict[str, Any], ratio: int, height: int, width: 
     return {"size": [height, width], "maps": [summary(f"map.{i}", m) for i, m in enumerate(maps)]}
 
 
+def map_rows(kind: Any, name: str, height: int = 160, width: int = 224) -> list[dict[str, Any]]:
+    """Return five values and two sums of each map, rounded to what a difference of PyTorch's kernels leaves alone."""
+    model = build(kind, MODELS[name] | {"mlp_ratio": 4, "img_size": 224})
+    with torch.no_grad():
+        maps = [m.double() for m in model(picture(2, height, width))]
+    rows = []
+    for i, x in enumerate(maps):
+        about = {"model": name, "map": i, "shape": list(x.shape), "input": [height, width]}
+        first = {"first": [round(v, 5) for v in x[0, :4, 0, 0].tolist()], "second": round(x[1, 0, 0, 0].item(), 5)}
+        rows.append(about | first | {"sum": round(x.sum().item(), 4), "abs_sum": round(x.abs().sum().item(), 4)})
+    return rows
+
+
 def group_sides(kind: Any) -> list[dict[str, Any]]:
     """Return the group size of every block for every policy."""
     rows = []
@@ -207,13 +222,15 @@ def main() -> None:
     content = {
         "note": "Numbers of the official code, commit 7952010, PyTorch 2.13, float32: see make_crossformer.py.",
         "rows": [row(classifier.CrossFormer, name) for name in MODELS],
-        "features": {
-            n: features(backbone.CrossFormer, MODELS[n], 4, 160, 224) for n in ("crossformer_s", "crossformerpp_s")
-        },
+        "features": {n: features(backbone.CrossFormer, MODELS[n], 4, 160, 224) for n in DENSE},
+        "maps": [row for name in DENSE for row in map_rows(backbone.CrossFormer, name)],
         "cases": {name: case(classifier.CrossFormer, config, name in WITH_GRADIENTS) for name, config in CASES.items()},
-        "backbone": {
-            "config": BACKBONE | {"mlp_ratio": [2, 2], "img_size": 224},
-            "sizes": [features(backbone.CrossFormer, BACKBONE, 2, *size) for size in SIZES],
+        "backbones": {
+            name: {
+                "config": config | {"mlp_ratio": [2] * len(config["depths"]), "img_size": 224},
+                "sizes": [features(backbone.CrossFormer, config, 2, *size) for size in sizes],
+            }
+            for name, (config, sizes) in BACKBONES.items()
         },
         "schedule": schedule(),
         "checkpoint": checkpoint(classifier.CrossFormer),

@@ -32,6 +32,7 @@ import os
 import platform
 import random
 import sys
+import types
 import zlib
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -108,6 +109,20 @@ def allow_bare_torchvision() -> list[torch.library.Library]:
         importlib.import_module("torchvision")
         return [library]
     return []
+
+
+def stand_in(name: str, **content: Any) -> None:
+    """Put a module of this content in the place of one that is not there."""
+    module = types.ModuleType(name)
+    module.__dict__.update(content)
+    sys.modules[name] = module
+
+
+def moved_modules() -> None:
+    """Put stand-ins where older code looks for what timm has moved."""
+    layers = importlib.import_module("timm.layers")
+    stand_in("timm.models.layers", **{n: getattr(layers, n) for n in ("DropPath", "to_2tuple", "trunc_normal_")})
+    stand_in("timm.models.registry", register_model=lambda function: function)
 
 
 def u(name: str, shape: Sequence[int]) -> np.ndarray:
