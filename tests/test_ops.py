@@ -30,6 +30,7 @@ PRIMITIVES = {
     ),
     "gelu": (lambda op: op.gelu(), [(10, 6)]),
     "gelu of many rows": (lambda op: op.gelu(), [(600, 3)]),
+    "gelu of maps": (lambda op: op.gelu(), [(5, 2, 2, 3)]),
     "gelu, tanh": (lambda op: op.gelu("tanh"), [(10, 6)]),
     "layer_norm": (lambda op: op.layer_norm(1e-6), [(10, 6), (6,), (6,)]),
     "layer_norm of many rows": (lambda op: op.layer_norm(1e-6, many=True), [(600, 6), (6,), (6,)]),
@@ -128,6 +129,27 @@ def test_each_implementation_equals_standard(primitive, name):
         atol = 4e-5 if primitive.startswith("norm_class_attention") else 5e-6
         # a sum over tokens that nearly cancels is rounded as its neighbours are, which do not
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=max(atol, 1e-6 * np.abs(theirs).max()))
+
+
+@pytest.mark.parametrize(
+    "primitive, most, pieces", [("norm_mlp", 24, 4), ("attention", 50, 2), ("attention", 1, 2), ("gelu of maps", 24, 3)]
+)
+def test_large_tensors_are_worked_on_in_pieces(primitive, most, pieces, monkeypatch):
+    """10 rows of 8 hidden numbers, 2 pictures of 50 scores, 5 maps of 12 numbers."""
+    from mindspore import Tensor
+
+    from mindcv_crossvit.ops.composed import pieces as module  # pieces is their number
+
+    build, shapes = PRIMITIVES[primitive]
+    whole = values_and_gradients(build, "composed", shapes)
+    for limit in ("HIDDEN", "SCORES"):
+        monkeypatch.setattr(module, limit, most)
+    units, numbers = {"norm_mlp": (10, 8), "attention": (2, 50), "gelu of maps": (5, 12)}[primitive]
+    parts = module.split_rows(Tensor(np.zeros((10, 3), np.float32)), units, numbers, most)
+    assert len(parts) == pieces and sum(part.shape[0] for part in parts) == 10
+    assert all(part.shape[0] % (10 // units) == 0 for part in parts)
+    for ours, theirs in zip(values_and_gradients(build, "composed", shapes), whole, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-6)
 
 
 def test_both_scale_pictures():
