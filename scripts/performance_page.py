@@ -181,15 +181,24 @@ def draw(part: dict[str, Any], path: Path) -> None:
 
 
 def page(data: dict[str, Any]) -> str:
-    """The whole page as Markdown."""
-    parts = [HEAD, models(data["models"]), floor(data["floor"], data["models"]), exported(data["exported"])]
-    parts += [graphs(data["graphs"]), start(data["start"]), pictures(data["input"]), curves(data["curves"])]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    """The whole page as Markdown, of the parts that were measured."""
+    makers = {
+        "models": models,
+        "floor": lambda part: floor(part, data["models"]),
+        "exported": exported,
+        "graphs": graphs,
+        "start": start,
+        "input": pictures,
+        "curves": curves,
+    }
+    parts = [make(data[name]).strip() for name, make in makers.items() if name in data]
+    return "\n\n".join([HEAD.strip(), *parts]) + "\n"
 
 
 def write(data: dict[str, Any]) -> None:
     """Writes the page and its picture."""
-    draw(data["curves"], PICTURE)
+    if "curves" in data:
+        draw(data["curves"], PICTURE)
     PAGE.write_text(page(data), encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)} and {PICTURE.relative_to(ROOT)}")
 

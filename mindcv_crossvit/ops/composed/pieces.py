@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mindspore import ops
+from mindspore.ops.functional import is_sequence_value_unknown
 
 HIDDEN, SCORES = 1_250_000, 5_000_000
 """Numbers of a hidden layer, which 17 operators pass over, and of attention's scores, that are worked on at a time.
@@ -14,6 +15,8 @@ def split_rows(x, units: int, numbers: int, most: int):
 
     units: how many there are; they divide the rows.
     """
+    if is_sequence_value_unknown(x.shape):  # of a MindIR file, which takes any batch
+        return (x,)
     return ops.split(x, _rows(x.shape[0], units, numbers, most), 0)
 
 
