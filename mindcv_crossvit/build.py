@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,7 +31,7 @@ from .training.loop import Training
 from .training.loss_scale import LossScale
 from .training.optimizer import SGD, AdamW, GroupedOptimizer
 from .training.saving import Saver
-from .training.start import POSITION, fit_initial, model_of
+from .training.start import POSITION, fit_initial, model_of, other_devices
 from .training.state import State, new_average
 from .training.step import Options, TrainStep
 from .weights.fit import Fit
@@ -130,24 +129,6 @@ def begin(
             journal.say(f"{topic:<9} {text}")
         if state.ema:
             state.ema = new_average(state.model, state.optimizer)
-
-
-def other_devices(meta: Mapping[str, Any], plan: Plan, norms_batches: bool) -> str:
-    """What it means that a checkpoint was made by devices of another number or size; empty where it was not.
-
-    meta: what the checkpoint says of itself. norms_batches: whether the model has batch norms.
-    """
-    before = meta["world"], meta.get("per_device", plan.per_device)
-    if before == (plan.world, plan.per_device):
-        return ""
-    devices = f"{plan.world} device{'s' if plan.world > 1 else ''} x {plan.per_device}"
-    same = f"{devices} pictures instead of {before[0]} x {before[1]}: the same global batches in the same order"
-    drawn = meta.get("mix_group", plan.mix_group)
-    if drawn != plan.mix_group:
-        return f"{same}, but mixing draws once per {plan.mix_group} pictures, not {drawn}: other training from here"
-    if norms_batches:
-        return f"{same}, but batch norms see other batches: results differ by more than rounding"
-    return f"{same}; results agree to rounding, not bitwise"
 
 
 def fit_model(model: nn.Cell, weights: Weights) -> Fit:

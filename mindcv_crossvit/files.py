@@ -19,7 +19,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield fresh
         os.replace(fresh, path)
     finally:
-        fresh.unlink(missing_ok=True)
+        fresh.unlink(missing_ok=True)  # also where both were names of one file, which renaming leaves
 
 
 def sync(path: Path) -> None:

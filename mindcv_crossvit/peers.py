@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .errors import printable
+from .files import replacing
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,8 @@ class Peers:
         """Says how this machine fares; without others nothing is written."""
         if not self._others:
             return
-        fresh = self._mine.with_suffix(f".{os.getpid()}.tmp")
-        with contextlib.suppress(OSError):  # not worth a run
+        with contextlib.suppress(OSError), replacing(self._mine) as fresh:  # not worth a run
             fresh.write_text(json.dumps({**asdict(news), "at": time.time()}), encoding="utf-8")  # never what was there
-            os.replace(fresh, self._mine)
 
     def hear(self) -> dict[int, News]:
         """What the other machines said last, since this began."""

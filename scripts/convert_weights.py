@@ -8,7 +8,6 @@ Without --to, official names. Nothing in SRC is run; ends with code 2 when it ca
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from mindcv_crossvit.errors import UserError, run_main
+from mindcv_crossvit.files import replacing
 from mindcv_crossvit.journal import versions
 from mindcv_crossvit.training.checkpoint import SUFFIX, write_checkpoint
 from mindcv_crossvit.weights.names import MINDCV, OFFICIAL, OTHER, SUITE, TIMM, family, other_family, to_timm
@@ -93,14 +93,11 @@ def save(tensors: dict[str, np.ndarray], target: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    fresh = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, {"format": "pt"})
-        os.replace(fresh, target)
+        with replacing(target) as fresh:
+            save_file({n: np.ascontiguousarray(t) for n, t in tensors.items()}, fresh, {"format": "pt"})
     except SafetensorError as error:
         raise OSError(error) from error
-    finally:
-        fresh.unlink(missing_ok=True)
 
 
 def to_suite(weights: Weights, target: Path, arguments: argparse.Namespace) -> None:

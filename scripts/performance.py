@@ -3,8 +3,8 @@
     CROSSVIT_PEER_PYTHON=/path/to/python python scripts/performance.py               everything, about an hour
     CROSSVIT_PEER_PYTHON=/path/to/python python scripts/performance.py input floor   these parts again
 
-Peers are measured in turn with this project, in one run; CROSSVIT_PEER_PYTHON is a Python with what scripts/peer.py
-needs. Nothing else should run on the machine meanwhile.
+Peers are measured in turn with this project, in one run; CROSSVIT_PEER_PYTHON is a Python with what
+scripts/bench_peer.py needs. Nothing else should run on the machine meanwhile.
 """
 
 import json
@@ -58,7 +58,7 @@ def ours(model: str, batch: int, what: str, ops: str, changes: dict[str, Any] | 
 def peer(*arguments: object, python: str | None = None) -> list[str]:
     """A worker of a peer."""
     python = python or os.environ["CROSSVIT_PEER_PYTHON"]
-    return [python, str(ROOT / "scripts" / "peer.py"), *map(str, arguments)]
+    return [python, str(ROOT / "scripts" / "bench_peer.py"), *map(str, arguments)]
 
 
 def plain(result: Result) -> dict[str, float]:

@@ -39,6 +39,7 @@ from mindcv_crossvit.data.packed import (
 )
 from mindcv_crossvit.data.sources import list_classes
 from mindcv_crossvit.errors import MOST_NAMED, UserError, run_main
+from mindcv_crossvit.files import replacing
 
 SCHEMA = {
     "label": {"type": "int64"},
@@ -163,10 +164,9 @@ def fingerprint(names: tuple[str, ...], group: list[Picture]) -> str:
 
 def list_contents(target: Path, total: int, done: dict[str, PackedFile]) -> None:
     """Writes mindrecord.json, whole or not at all: how many pictures there are to be, and the finished files."""
-    fresh = target / f"{CONTENTS}.tmp"
     files = [done[file]._asdict() for file in sorted(done)]
-    fresh.write_text(json.dumps({"pictures": total, "files": files}, indent=1) + "\n", encoding="utf-8")
-    os.replace(fresh, target / CONTENTS)
+    with replacing(target / CONTENTS) as fresh:
+        fresh.write_text(json.dumps({"pictures": total, "files": files}, indent=1) + "\n", encoding="utf-8")
     print(f"{target}: {sum(e.pictures for e in done.values()):,} of {total:,} pictures are packed", flush=True)
 
 

@@ -379,11 +379,11 @@ def pictures_that_cannot_be_read(process: runtime.Runtime) -> Any:
 @case
 def storage_that_fails(process: runtime.Runtime) -> Any:
     """A picture that gives an input/output error, met by one rank; pictures that cannot be read may be skipped."""
-    from mindcv_crossvit.data import files
+    from mindcv_crossvit.data import storage
     from mindcv_crossvit.data.sources import open_data
     from mindcv_crossvit.recipe import Data
 
-    files.WAITS = (0.01,)
+    storage.WAITS = (0.01,)
     data = open_data(Data(dir=str(FOLDER / "failing"), val_fraction=0.2))
     return plain(train(process, data, "augment.repeats=1", "data.bad_images=skip"))
 

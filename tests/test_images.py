@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mindcv_crossvit.data import files
+from mindcv_crossvit.data import storage
 from mindcv_crossvit.data.images import BadImage, decode
 from mindcv_crossvit.data.sources import FileSource
 from mindcv_crossvit.errors import MachineError
@@ -251,7 +251,7 @@ def test_what_is_no_regular_file_is_named_and_neither_waited_for_nor_read(tmp_pa
 
 def test_storage_that_fails_is_asked_again_and_is_no_fault_of_the_picture(tmp_path, monkeypatch):
     """Reading a process's memory from its beginning is an input/output error: of a real file system, every time."""
-    monkeypatch.setattr(files, "WAITS", (0.05, 0.1))
+    monkeypatch.setattr(storage, "WAITS", (0.05, 0.1))
     (tmp_path / "sector.jpg").symlink_to("/proc/self/mem")
     with pytest.raises(MachineError) as caught:
         FileSource([str(tmp_path / "sector.jpg")], np.zeros(1)).read(0)
@@ -262,10 +262,10 @@ def test_storage_that_fails_is_asked_again_and_is_no_fault_of_the_picture(tmp_pa
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT])
 def test_an_error_that_passes_is_not_noticed(tmp_path, monkeypatch, number):
-    monkeypatch.setattr(files, "WAITS", (0.05, 0.1))
+    monkeypatch.setattr(storage, "WAITS", (0.05, 0.1))
     (tmp_path / "a.png").write_bytes(encoded(noise(), "PNG"))
     errors, fstat = [OSError(number, "passing"), OSError(number, "passing")], os.fstat
-    monkeypatch.setattr(files.os, "fstat", lambda handle: fstat(handle) if not errors else _raise(errors.pop()))
+    monkeypatch.setattr(storage.os, "fstat", lambda handle: fstat(handle) if not errors else _raise(errors.pop()))
     np.testing.assert_array_equal(np.asarray(FileSource([str(tmp_path / "a.png")], []).read(0)), np.asarray(noise()))
     assert not errors
 

@@ -84,7 +84,7 @@ def test_the_plan_says_that_small_pictures_are_shifted(size, crop):
     ],
 )
 def test_going_on_with_other_devices_says_what_differs_and_nothing_else(before, world, norms_batches, said):
-    from mindcv_crossvit.build import other_devices
+    from mindcv_crossvit.training.start import other_devices
 
     meta = {"world": 8, "per_device": before, "mix_group": 128}
     note = other_devices(meta, plan(world), norms_batches)

@@ -26,8 +26,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from .files import LARGEST, patiently
 from .images import BadImage, decode
+from .storage import LARGEST, patiently
 
 CONTENTS = "mindrecord.json"
 INDEX = ".db"

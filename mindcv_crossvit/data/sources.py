@@ -14,9 +14,9 @@ from PIL import Image
 from ..errors import UserError, nearest, user_path
 from ..recipe import Data
 from .draws import Purpose, stream
-from .files import read_picture
 from .images import decode
 from .packed import PackedSource, is_packed, open_packed
+from .storage import read_picture
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 DIGITS_TEST = 360

@@ -185,7 +185,7 @@ def alive_activations(config: CabViTConfig) -> int:
     Fourteen and a half times its hidden layer; with the composed operators each picture more took 50.7 MB for
     cabvit_h_l1, which is 1.00 times that.
     """
-    return input_alive(config.img_size) + 29 * config.side(0) ** 2 * 2 * config.embed_dims[0]
+    return input_alive(config.img_size) + 58 * config.side(0) ** 2 * config.embed_dims[0]
 
 
 def sized(config: CabViTConfig, pixels: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from ..files import sync
+from ..files import replacing, sync
 from ..journal import CHECKPOINTS, SET_ASIDE
 from .checkpoint import SUFFIX, Checkpoint, read_checkpoint, write_checkpoint
 
@@ -160,13 +160,10 @@ def _is_best(path: Path, update: int, score: float) -> bool:
 
 def _point(name: Path, target: Path) -> None:
     """Makes `name` a hard link to `target` (a copy where links are not possible), replacing what it was at once."""
-    fresh = name.with_name(f".{name.name}.{os.getpid()}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        fresh.unlink()
-    try:
-        os.link(target, fresh)
-    except OSError:
-        shutil.copyfile(target, fresh)
-        sync(fresh)
-    os.replace(fresh, name)
-    fresh.unlink(missing_ok=True)  # two names of one file: renaming does nothing
+    with replacing(name) as fresh:
+        fresh.unlink(missing_ok=True)  # a copy must not be written through an old link
+        try:
+            os.link(target, fresh)
+        except OSError:
+            shutil.copyfile(target, fresh)
+            sync(fresh)

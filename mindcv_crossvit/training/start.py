@@ -93,6 +93,24 @@ def check_resumed(
     return changes_since(checkpoint.meta["update"], checkpoint.meta["recipe"], recipe)
 
 
+def other_devices(meta: Mapping[str, Any], plan: Plan, norms_batches: bool) -> str:
+    """What it means that a checkpoint was made by devices of another number or size; empty where it was not.
+
+    meta: what the checkpoint says of itself. norms_batches: whether the model has batch norms.
+    """
+    before = meta["world"], meta.get("per_device", plan.per_device)
+    if before == (plan.world, plan.per_device):
+        return ""
+    devices = f"{plan.world} device{'s' if plan.world > 1 else ''} x {plan.per_device}"
+    same = f"{devices} pictures instead of {before[0]} x {before[1]}: the same global batches in the same order"
+    drawn = meta.get("mix_group", plan.mix_group)
+    if drawn != plan.mix_group:
+        return f"{same}, but mixing draws once per {plan.mix_group} pictures, not {drawn}: other training from here"
+    if norms_batches:
+        return f"{same}, but batch norms see other batches: results differ by more than rounding"
+    return f"{same}; results agree to rounding, not bitwise"
+
+
 def beginning(recipe: Recipe, data: Splits, resumed: Checkpoint | None) -> dict[str, Any]:
     """All that a run depends on and that its ranks find out by themselves, by name: it must be the same on all."""
     place = f"after update {resumed.meta['update']:,} ({resumed.checksum})" if resumed else "new"

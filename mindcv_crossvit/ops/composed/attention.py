@@ -11,7 +11,6 @@ from mindspore import Tensor, nn, ops
 
 from . import pieces
 from .linear import Linear, Standardise
-from .pieces import joined, split_rows
 
 _gather = ops.Gather()
 _bmm = ops.BatchMatMul()
@@ -73,10 +72,8 @@ class Attention(nn.Cell):
         self.inner = _Attention(tokens, heads)
 
     def construct(self, qkv_t3c):
-        done = ()
-        for piece_t3c in split_rows(qkv_t3c, qkv_t3c.shape[0] // self.tokens, self.scores, pieces.SCORES):
-            done = done + (self.inner(piece_t3c)[0],)  # noqa: RUF005 (the graph parser)
-        return joined(done)
+        pictures = qkv_t3c.shape[0] // self.tokens
+        return pieces.in_pieces(self.inner, qkv_t3c, pictures, self.scores, pieces.SCORES)
 
 
 class _Read(nn.Cell):

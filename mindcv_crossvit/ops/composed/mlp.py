@@ -20,7 +20,6 @@ from .linear import (
     scale_columns,
     unfold_norm,
 )
-from .pieces import joined, split_rows
 
 # Phi(x) = sigmoid(2 x P(x^2)), highest power first: an own minimax fit of the normal distribution. The float32 error
 # of x * Phi(x) against the exact GELU is 5.9e-7 on |x| <= 12. `ops.tanh` is good to 1e-4 only, `ops.erf` slow.
@@ -93,10 +92,7 @@ class Gelu(nn.Cell):
             return self.tanh_form(x)
         if x.ndim != 4:
             return ops.gelu(x, approximate="none")
-        done = ()
-        for piece_bhwc in split_rows(x, x.shape[0], x.size // x.shape[0], pieces.HIDDEN):
-            done = done + (self.exact_form(piece_bhwc)[0],)  # noqa: RUF005 (the graph parser)
-        return joined(done)
+        return pieces.in_pieces(self.exact_form, x, x.shape[0], x.size // x.shape[0], pieces.HIDDEN)
 
 
 class _NormMlp(nn.Cell):
@@ -132,8 +128,5 @@ class NormMlp(nn.Cell):
         self.inner = _NormMlp(eps, approximate == "tanh")
 
     def construct(self, x_tc, g_c, b_c, weight1_oc, bias1_o, weight2_co, bias2_c):
-        done = ()
-        for piece_tc in split_rows(x_tc, x_tc.shape[0], weight1_oc.shape[0], pieces.HIDDEN):
-            y_tc = self.inner(piece_tc, g_c, b_c, weight1_oc, bias1_o, weight2_co, bias2_c)[0]
-            done = done + (y_tc,)  # noqa: RUF005 (the graph parser)
-        return joined(done)
+        rest = (g_c, b_c, weight1_oc, bias1_o, weight2_co, bias2_c)
+        return pieces.in_pieces(self.inner, x_tc, x_tc.shape[0], weight1_oc.shape[0], pieces.HIDDEN, *rest)

@@ -10,19 +10,22 @@ HIDDEN, SCORES = 1_250_000, 5_000_000
 Smaller ones are hardly faster, and every piece of a training step takes time to compile."""
 
 
-def split_rows(x, units: int, numbers: int, most: int):
-    """Pieces of x [rows, ...] of whole units, `numbers` each, that have `most` of them or are a single unit.
+def in_pieces(cell, x, units: int, numbers: int, most: int, *rest):
+    """cell(x, *rest)[0] piece by piece: of whole units of x [rows, ...], as many as have `most` numbers, or one.
 
-    units: how many there are; they divide the rows.
+    units: how many there are; they divide the rows. numbers: what the cell makes of each.
     """
+    done = ()
+    for piece in split_rows(x, units, numbers, most):
+        done = done + (cell(piece, *rest)[0],)  # noqa: RUF005 (the graph parser)
+    return done[0] if len(done) == 1 else ops.concat(done, 0)
+
+
+def split_rows(x, units: int, numbers: int, most: int):
+    """The pieces, see in_pieces."""
     if is_sequence_value_unknown(x.shape):  # of a MindIR file, which takes any batch
         return (x,)
     return ops.split(x, _rows(x.shape[0], units, numbers, most), 0)
-
-
-def joined(pieces):
-    """The inverse."""
-    return pieces[0] if len(pieces) == 1 else ops.concat(pieces, 0)
 
 
 @ops.constexpr

@@ -1,10 +1,10 @@
 """What a user of PyTorch would run instead, as a benchmark's worker (worker.py). Needs no part of this project.
 
-    python scripts/peer.py model crossvit_9_240 8 forward|train    timm, eager
-    python scripts/peer.py mindcv crossvit_9 8 forward|train       MindCV's model in its own training step
-    python scripts/peer.py input FOLDER 64 2                       timm's loader with the paper's augmentation
-    python scripts/peer.py onnx FILE 8 240 openvino|onnxruntime    an exported model
-    python scripts/peer.py export crossvit_9_240 8 FILE            writes timm's own export, and ends
+    python scripts/bench_peer.py model crossvit_9_240 8 forward|train    timm, eager
+    python scripts/bench_peer.py mindcv crossvit_9 8 forward|train       MindCV's model in its own training step
+    python scripts/bench_peer.py input FOLDER 64 2                       timm's loader with the paper's augmentation
+    python scripts/bench_peer.py onnx FILE 8 240 openvino|onnxruntime    an exported model
+    python scripts/bench_peer.py export crossvit_9_240 8 FILE            writes timm's own export, and ends
 
 `mindcv` is run by this project's Python, the others by one of their own:
 pip install torch==2.13.0 timm==1.0.31 onnx onnxruntime openvino
