@@ -1,11 +1,16 @@
 """Runs benchmark workers (worker.py) in turn, so that a machine whose speed drifts slows all of them alike."""
 
+import os
 import statistics
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
+ENVIRONMENT = dict(os.environ)
+"""Of every worker: as it is before anything else is imported. MindSpore adds variables for itself to the process that
+imports it, with which PyTorch uses one thread."""
 
 
 @dataclass
@@ -54,7 +59,7 @@ class _Worker:
         self.command = command
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, cwd=folder
+            command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True, cwd=folder, env=ENVIRONMENT
         )
         self.result = Result(float(self._line(lambda words: words[:1] == ["ready"])[1]))
 

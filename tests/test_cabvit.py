@@ -202,7 +202,9 @@ def test_drop_path_grows_over_the_blocks_and_follows_the_given_scale():
 
 
 @pytest.mark.usefixtures("graph_mode")
-@pytest.mark.parametrize("precision", ["O1", "O2", "O3"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("O1", marks=pytest.mark.slow), "O2", pytest.param("O3", marks=pytest.mark.slow)]
+)
 def test_half_precision_is_near_and_keeps_batch_norms_in_float32(precision):
     near = logits_of(small(precision=precision))
     assert near.dtype == np.float32

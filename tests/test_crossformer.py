@@ -129,7 +129,10 @@ def test_offsets_are_query_minus_key():
 # Logits and gradients
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "padding"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(n, marks=() if n == "both sides" else pytest.mark.slow) for n in CASES if n != "padding"],
+)
 def test_logits_of_small_models_are_the_official_ones(case):
     model = built(case, "composed")
     model.set_train(False)
@@ -141,7 +144,7 @@ def test_logits_of_small_models_are_the_official_ones(case):
     "case, implementation",
     [
         ("padding", "composed"),
-        ("padding", "standard"),
+        pytest.param("padding", "standard", marks=pytest.mark.slow),
         pytest.param("no mask", "composed", marks=pytest.mark.slow),
     ],
 )

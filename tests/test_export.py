@@ -57,7 +57,11 @@ def test_the_onnx_graph_gives_the_official_logits(row):
 @pytest.mark.usefixtures("graph_mode")
 @pytest.mark.parametrize(
     "overrides",
-    [{"numerics": "mindcv", "multi_conv": True, "patch_size": (12, 16)}, {"numerics": "mindcv"}, {"qkv_bias": False}],
+    [
+        {"numerics": "mindcv", "multi_conv": True, "patch_size": (12, 16), "qkv_bias": False},
+        pytest.param({"numerics": "mindcv"}, marks=pytest.mark.slow),
+        pytest.param({"qkv_bias": False}, marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_the_onnx_graph_follows_numerics_and_biases(overrides):

@@ -65,7 +65,7 @@ def test_official_and_timm_spellings_name_the_same_model(row):
     assert resolve(row["timm"]) in VARIANTS
 
 
-@pytest.mark.parametrize("implementation", ["composed", "standard"])
+@pytest.mark.parametrize("implementation", ["composed", pytest.param("standard", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("case", sorted(GRADIENTS["cases"]))
 def test_gradients_are_pytorchs(case, implementation):
     from mindspore import Tensor, ops

@@ -352,3 +352,26 @@ def test_only_a_card_gets_fused_operators():
     for device in ("Ascend", "CPU"):
         assert choose("standard", device, "O2").attention is standard.Attention
     assert choose("auto", "CPU", "O2").name == "composed"
+
+
+@pytest.mark.parametrize("odd, finite", [(1e30, True), (np.nan, False), (np.inf, False), (-np.inf, False)])
+def test_gradients_that_overflowed_are_seen_as_mindspore_sees_them(odd, finite):
+    """Also beside an infinity of the other sign; 1e30 has a square that is none."""
+    from mindspore import Tensor, amp, nn
+
+    from mindcv_crossvit.ops.overflow import all_finite
+
+    class Checked(nn.Cell):
+        def __init__(self, check):
+            super().__init__()
+            self.check = check
+
+        def construct(self, *tensors):
+            return self.check(tensors)
+
+    values = np.ones((3, 5), np.float32)
+    values[1, 2] = odd
+    tensors = Tensor(values), Tensor(-values), Tensor(np.ones(4, np.float32))
+    for check in (all_finite("CPU"), all_finite("Ascend")):
+        assert bool(Checked(check)(*tensors)) == finite
+    assert all_finite("Ascend") is amp.all_finite and all_finite() is all_finite("CPU")

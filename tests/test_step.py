@@ -261,7 +261,9 @@ def test_the_loss_is_float32_where_float16_overflows():
         np.testing.assert_allclose(gradient.asnumpy(), 8 * (np.exp(log_prob) - targets) / 2, atol=4e-3)
 
 
-@pytest.mark.parametrize("precision", ["O1", "O2", "O3"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("O1", marks=pytest.mark.slow), "O2", pytest.param("O3", marks=pytest.mark.slow)]
+)
 def test_half_precision_trains_with_a_loss_scale_and_leaves_out_overflows(precision):
     model = create_model("crossvit_9", 5, precision=precision, **TINY)
     step, _ = step_of(model, loss_scaled=True)

@@ -5,7 +5,8 @@ sets them to the ranks' mean.
 
 An update whose loss is not finite in any micro-batch on any rank is left out on all of them: parameters, moments and
 average stay as they were. With a loss scale (half precision) the loss is multiplied by it and the mean gradient
-divided; there, and with clipping, the gradient must be finite, too.
+divided; there, and with clipping, the gradient must be finite, too. A card may know alone that its half-precision
+products overflowed, so it says so in the losses that the ranks add up.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from ..ops.overflow import all_finite
 from ..presence import meeting
 from ..runtime import all_reduce
 from .groups import running_statistics
@@ -134,6 +136,7 @@ class Update(nn.Cell):
         self.clips, self.loss_scaled, self.averages = options.clip_norm is not None, options.loss_scaled, len(ema) > 0
         self.mean = Tensor(np.float32(1 / options.accumulation))
         self.clip_norm = Tensor(np.float32(options.clip_norm or 0))
+        self.all_finite, self.infinite = all_finite(), Tensor(np.float32(np.inf))
         if self.shares:
             self.average = nn.DistributedGradReducer(optimizer.parameters, mean=True, degree=options.world)
             self.sum = all_reduce()
@@ -146,6 +149,8 @@ class Update(nn.Cell):
         if self.accumulates:
             losses = loss + self.buffers[-1]
             gradients = _map(_add, self.buffers[:-1], gradients)
+        if self.loss_scaled:
+            losses = ops.select(self.all_finite(gradients), losses, self.infinite)
         if self.accumulates or self.loss_scaled:
             gradients = _map(ops.partial(_scale, self.mean / loss_scale), gradients)
         if self.shares:
@@ -156,12 +161,11 @@ class Update(nn.Cell):
             known = ops.depend(self.statistics, losses)
             gradients = ops.depend(gradients, _map(_set, self.statistics, self.average_statistics(known)))
         finite = ops.isfinite(losses)
-        if self.clips or self.loss_scaled:
+        if self.clips:
             square = ops.addn(_map(_square_sum, gradients))
             finite = ops.logical_and(finite, ops.isfinite(square))
-            if self.clips:
-                factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
-                gradients = _map(ops.partial(_scale, factor), gradients)
+            factor = ops.minimum(self.clip_norm / (ops.sqrt(square) + 1e-6), ops.ones_like(square))
+            gradients = _map(ops.partial(_scale, factor), gradients)
         if finite:
             loss = ops.depend(loss, self._apply(gradients, scalars, ema_keep))
         return loss, finite
