@@ -40,6 +40,7 @@ def main() -> int:
 
     # What follows from it.
     from mindcv_crossvit import build
+    from mindcv_crossvit.model_plan import model_lines
     from mindcv_crossvit.report import draw_curves
     from mindcv_crossvit.training.loop import Stopped, fit
     from mindcv_crossvit.training.saving import NonFiniteLoss
@@ -48,7 +49,7 @@ def main() -> int:
     process.agree_on(beginning(recipe, data, resumed))
     journal = Journal(folder if process.is_main and not arguments.dry_run else None, speaks=process.is_main)
     state = build.new_state(recipe, plan)
-    lines = [*build.model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
+    lines = [*model_lines(recipe, plan, state), *plan_lines(recipe, plan)]
     lines += [("from data", text) for text in adapted] + changed
     for topic, text in lines:
         journal.say(f"{topic:<9} {text}")

@@ -14,19 +14,18 @@ from .data.transforms import EvalTransform, Normalise, TrainTransform
 from .data.views import EvalView, TrainView, View
 from .errors import UserError
 from .evaluation import Score
-from .journal import Journal, NotSaved, manifest, versions
+from .journal import Journal, NotSaved, manifest
 from .models import catalog
-from .models.memory import Load, training_memory
 from .models.registry import create_model
-from .plan import Plan, all_reduce_bytes
+from .plan import Plan
 from .presence import mark
 from .process import StopRequest
 from .recipe import Recipe
 from .recipe_file import to_yaml
-from .runtime import Runtime, device_target
+from .runtime import Runtime
 from .training.checkpoint import Checkpoint
 from .training.checkpoint_folder import CheckpointFolder
-from .training.groups import decayed, freeze, make_groups, running_statistics
+from .training.groups import freeze, make_groups, running_statistics
 from .training.loop import Training
 from .training.loss_scale import LossScale
 from .training.optimizer import SGD, AdamW, GroupedOptimizer
@@ -34,6 +33,7 @@ from .training.saving import Saver
 from .training.start import POSITION, fit_initial, model_of, other_devices
 from .training.state import State, new_average
 from .training.step import Options, TrainStep
+from .versions import versions
 from .weights.fit import Fit
 from .weights.load import set_parameters
 from .weights.read import Weights
@@ -147,6 +147,7 @@ def build_training(
     """Everything the loop needs; the ranks begin with rank 0's parameters, which is checked."""
     runtime.broadcast(state.parameters())
     runtime.check_same(state.parameters(), "start")
+    runtime.keep_graphs(**graph_facts(recipe, plan, state))
     return Training(
         recipe=recipe,
         plan=plan,
@@ -175,6 +176,15 @@ def build_training(
     )
 
 
+def graph_facts(recipe: Recipe, plan: Plan, state: State) -> dict[str, Any]:
+    """What a training run's compiled graphs and their order follow from."""
+    everything = recipe.to_dict()
+    facts = {section: everything[section] for section in ("model", "optimizer", "ema", "batch", "evaluate")}
+    facts |= {key: everything["run"][key] for key in ("ops", "precision", "seed", "sync_batch_norm")}
+    facts |= {"classes": plan.classes, "per_device": plan.per_device, "accumulation": plan.accumulation}
+    return facts | {"trains": state.update < plan.total_steps}
+
+
 def about(recipe: Recipe, plan: Plan, class_names: tuple[str, ...]) -> dict[str, Any]:
     """What a checkpoint says of itself, besides its counters."""
     return {
@@ -185,52 +195,6 @@ def about(recipe: Recipe, plan: Plan, class_names: tuple[str, ...]) -> dict[str,
         **{key: getattr(plan, key) for key in (*POSITION, "per_device", "mix_group")},
         "versions": versions(),
     }
-
-
-def model_lines(recipe: Recipe, plan: Plan, state: State) -> list[tuple[str, str]]:
-    """(topic, sentence) for each part of the plan that needs the model."""
-    parameters = list(state.model.trainable_params())
-    count, config = sum(p.size for p in parameters), recipe.model.config()
-    size = recipe.model.image_size
-    work = f", {catalog.macs(config, plan.classes) / 1e9:.3f} G multiply-accumulates" if config else ""
-    decays = sum(decayed(parameters, recipe.optimizer.no_decay))
-    untrained = sum(p.size for p in state.model.get_parameters()) - count
-    frozen = untrained - sum(p.size for p in running_statistics(state.model))
-    still = f" and {frozen:,} frozen ones" if frozen and (config or recipe.optimizer.freeze) else ""
-    return [
-        ("model", f"{catalog.resolve(recipe.model.name)}, {count:,} parameters{still}, {size} px{work}"),
-        ("decay", f"{decays} tensors decayed by {recipe.optimizer.weight_decay:g}, {len(parameters) - decays} not"),
-        ("memory", _memory(recipe, plan, state, count)),
-    ] + ([("traffic", _traffic(count, plan.world))] if plan.world > 1 else [])
-
-
-def _memory(recipe: Recipe, plan: Plan, state: State, trained: int) -> str:
-    held, accumulates = sum(p.size for p in state.parameters()), plan.accumulation > 1
-    tensors = len(list(state.model.get_parameters()))
-    load = Load(plan.per_device, recipe.evaluate.batch, tensors, held, trained, accumulates)
-    on_cpu = device_target() == "CPU"
-    need = training_memory(recipe.model.config(), load, on_cpu)
-    kinds = [
-        "weights",
-        "gradients",
-        "moments",
-        *["moving average"] * bool(state.ema),
-        *["sums of gradients"] * accumulates,
-    ]
-    parts = [f"{need.state / 1e9:.2f} GB {', '.join(kinds)}"]
-    if need.step is not None and need.evaluation is not None:
-        step = f"{need.step / 1e9:.2f} GB activations of {load.pictures} pictures in a step"
-        evaluation = f"{need.evaluation / 1e9:.2f} GB of {load.evaluated} in an evaluation"
-        parts.append(f"the larger of {step} and {evaluation}")
-    if on_cpu:
-        parts.append(f"{need.program / 1e9:.2f} GB MindSpore and the compiled graphs")
-    words = "" if need.step is not None else "; activations of MindCV's models are not counted"
-    return f"{need.total / 1e9:.2f} GB per device: {'; '.join(parts)}{words}"
-
-
-def _traffic(count: int, world: int) -> str:
-    sent = all_reduce_bytes(count, world) / 1e6
-    return f"{sent:,.1f} MB sent and received by each rank per update: a ring all-reduce of float32 gradients"
 
 
 def write_folder(

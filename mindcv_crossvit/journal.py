@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError, user_path
 from .files import replacing, sync
 from .recipe import Recipe
+from .versions import versions
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS, SET_ASIDE = "checkpoints", "set-aside"
@@ -194,25 +194,6 @@ def _update_of(line: str) -> float:
         return float(json.loads(line)["update"])
     except (ValueError, KeyError, TypeError):  # a line cut short by a kill
         return float("inf")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
-    names = ("mindspore", "numpy", "pillow", "safetensors")
-    return {"python": platform.python_version(), **{n: _version(n) for n in names}, "mindcv_crossvit": _own_version()}
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _own_version() -> str:
-    from . import __version__
-
-    return __version__
 
 
 def manifest(device: str, world: int, counts: dict[str, int], class_names: tuple[str, ...]) -> dict[str, Any]:

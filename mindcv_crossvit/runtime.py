@@ -5,6 +5,7 @@ Collectives here keep to what every backend has: AllGather of int32 and float32,
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
@@ -17,6 +18,10 @@ import numpy as np
 
 from . import presence
 from .errors import MachineError, Problem, UserError
+from .versions import code_hash, versions
+
+KEEP, PLACE = "MS_COMPILER_CACHE_ENABLE", "MS_COMPILER_CACHE_PATH"
+"""MindSpore's variables for graphs that are kept between runs."""
 
 
 def launched_world() -> int | None:
@@ -86,16 +91,37 @@ def all_reduce() -> Any:
 
 @dataclass(frozen=True)
 class Runtime:
-    """This process's place in the run."""
+    """This process's place in the run.
+
+    graphs: where MindSpore was asked to keep compiled graphs between runs, None for nowhere.
+    """
 
     device: str
     rank: int = 0
     world: int = 1
+    graphs: Path | None = None
 
     @property
     def is_main(self) -> bool:
         """Rank 0 writes files and speaks."""
         return self.rank == 0
+
+    def keep_graphs(self, **facts: Any) -> None:
+        """Keeps what is compiled from here on where MindSpore was asked to; call it before anything is compiled.
+
+        MindSpore 2.10 knows a kept graph by its number in the order of compiling and by the scripts' text only: where a
+        constant differs or a function is compiled first that was second, it runs the old graph, without a word. So each
+        set of facts has a folder of its own. facts: plain values, all that the graphs and their order follow from,
+        besides the versions and the suite's own code.
+        """
+        if self.graphs is None:
+            return
+        if KEEP in os.environ:  # for a second model in one process: MindSpore stays with the first one's folder
+            os.environ[KEEP] = "0"
+            return
+        facts |= {"versions": versions(), "code": code_hash(), "device": self.device, "world": self.world}
+        key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+        os.environ[KEEP], os.environ[PLACE] = "1", str(self.graphs / key)
 
     def gather(self, values: np.ndarray) -> np.ndarray:
         """values of every rank, [world, ...]; int32 or float32 of one shape, at least one dimension."""
@@ -189,6 +215,7 @@ def start(device: str) -> Runtime:
     The scheduler process of msrun ends in here when the run is over. Raises UserError when the device is not there.
     """
     presence.mark("loading MindSpore")
+    graphs = Path(os.environ.get(PLACE, ".")) if os.environ.pop(KEEP, "") == "1" else None  # see keep_graphs
     import mindspore as ms
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -197,7 +224,7 @@ def start(device: str) -> Runtime:
     except Exception as error:  # MindSpore raises several kinds for a missing driver or library
         raise UserError(f"run.device: {device} is not usable here: {str(error).splitlines()[0]}") from error
     if not launched_world():
-        return Runtime(resolve_device(device))
+        return Runtime(resolve_device(device), graphs=graphs)
     from mindspore.communication import get_group_size, get_rank, init
 
     presence.mark(presence.SERVING if is_scheduler() else "joining")
@@ -205,4 +232,4 @@ def start(device: str) -> Runtime:
     if is_scheduler():
         raise SystemExit(0)
     presence.mark("preparing")
-    return Runtime(resolve_device(device), get_rank(), get_group_size())
+    return Runtime(resolve_device(device), get_rank(), get_group_size(), graphs)

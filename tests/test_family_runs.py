@@ -6,7 +6,6 @@ A small one of each, and, in the slow tests, the smallest that its authors relea
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -63,16 +62,14 @@ class Trained:
         *(pytest.param(name, marks=pytest.mark.slow) for name in REAL),
     ],
 )
-def trained(request, tmp_path_factory) -> Trained:
-    """A finished run of each; each recipe needs graphs of its own."""
+def trained(request, tmp_path_factory, cached) -> Trained:
+    """A finished run of each."""
     if request.param in REAL:
         root = photos(tmp_path_factory.mktemp("photos"), {"a": 10, "b": 10}, size=REAL[request.param])
         path, changes = ROOT / "configs" / f"{request.param}_ascend.yaml", real_settings(request.param, root)
     else:
         name, changes = RECIPES[request.param]
         path = ROOT / "tests" / f"{name}.yaml"
-    graphs = tmp_path_factory.mktemp("graphs")
-    cached = {**os.environ, "MS_COMPILER_CACHE_ENABLE": "1", "MS_COMPILER_CACHE_PATH": str(graphs)}
     folder = tmp_path_factory.mktemp("runs") / "run"
     words = ["-c", str(path), *(word for change in changes for word in ("--set", change))]
     done = call("train.py", *words, "--output", folder, env=cached, timeout=900)

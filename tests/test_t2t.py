@@ -42,7 +42,7 @@ FEATURES = {f"patch_embed.{i}.attention{k}.w" for i in (0, 1) for k in (1, 2)}
 
 @pytest.mark.usefixtures("graph_mode")
 def test_random_features_are_in_weights_and_checkpoints_and_not_trained():
-    from mindcv_crossvit import build
+    from mindcv_crossvit import build, model_plan
     from mindcv_crossvit.data.sources import open_data
     from mindcv_crossvit.plan import make_plan
 
@@ -55,7 +55,7 @@ def test_random_features_are_in_weights_and_checkpoints_and_not_trained():
     for name in FEATURES:
         rows = named[f"model.{name}"].asnumpy()
         np.testing.assert_allclose(rows @ rows.T, 32 * np.eye(32), rtol=0, atol=1e-4)
-    assert "parameters and 8,192 frozen ones" in dict(build.model_lines(recipe, plan, state))["model"]
+    assert "parameters and 8,192 frozen ones" in dict(model_plan.model_lines(recipe, plan, state))["model"]
 
 
 @pytest.mark.slow
