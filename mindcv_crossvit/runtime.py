@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import presence
+from .compile import cache_folder
 from .errors import MachineError, Problem, UserError
 from .versions import code_hash, versions
 
@@ -119,7 +120,8 @@ class Runtime:
         if KEEP in os.environ:  # for a second model in one process: MindSpore stays with the first one's folder
             os.environ[KEEP] = "0"
             return
-        facts |= {"versions": versions(), "code": code_hash(), "device": self.device, "world": self.world}
+        facts |= {"versions": versions(), "code": code_hash(), "kernels": str(cache_folder())}
+        facts |= {"device": self.device, "world": self.world}
         key = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
         os.environ[KEEP], os.environ[PLACE] = "1", str(self.graphs / key)
 

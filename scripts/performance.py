@@ -9,6 +9,7 @@ scripts/bench_peer.py needs. Nothing else should run on the machine meanwhile.
 
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -27,6 +28,8 @@ MODELS = ("crossvit_9", "crossvit_15", "crossvit_15_dagger")
 BATCHES = (8, 32)
 OURS = ("composed", "native")
 BASE = "crossvit_9"
+INPUT = 64
+"""Pictures of a batch of the input pipeline."""
 CURVES = {
     "batch": [(f"{b}", b, {}) for b in (1, 4, 8, 16, 32)],
     "pixels": [
@@ -86,8 +89,6 @@ def measure_models(work: Path) -> list[dict[str, Any]]:
 
 def measure_exported(work: Path) -> list[dict[str, Any]]:
     """Our ONNX files beside timm's export, in OpenVINO and onnxruntime."""
-    import subprocess
-
     from mindcv_crossvit import create_model
     from mindcv_crossvit.export.crossvit_onnx import onnx_model
 
@@ -136,7 +137,7 @@ def measure_start(work: Path) -> dict[str, Any]:
 
 
 def measure_input(work: Path) -> dict[str, Any]:
-    """Training batches of 64 from 800 photos, timm's loader beside ours; then ours for each number of workers."""
+    """Training batches from 800 photos, timm's loader beside ours; then ours for each number of workers."""
     folder, cores = photos(work / "photos"), len(os.sched_getaffinity(0))
 
     def own(workers: int) -> list[str]:
@@ -146,13 +147,14 @@ def measure_input(work: Path) -> dict[str, Any]:
         return ["env", "CROSSVIT_PIXELS=pillow", *own(workers)]
 
     timm, ours_, ours_pillow = (
-        plain(r) for r in alternate([peer("input", folder, 64, cores), own(cores), pillow(cores)], 6, 12, work)
+        plain(r) for r in alternate([peer("input", folder, INPUT, cores), own(cores), pillow(cores)], 6, 12, work)
     )
     by_workers = {}
     for workers in range(cores + 1):
         result = alternate([own(workers)], 3, 12, work)[0]
-        by_workers[workers] = 64 * len(result.seconds) / sum(result.seconds)
-    return {"timm": timm, "ours": ours_, "pillow": ours_pillow, "workers": cores, "by_workers": by_workers}
+        by_workers[workers] = INPUT * len(result.seconds) / sum(result.seconds)
+    found = {"timm": timm, "ours": ours_, "pillow": ours_pillow}
+    return {**found, "batch": INPUT, "workers": cores, "by_workers": by_workers}
 
 
 def photos(folder: Path) -> Path:
@@ -211,14 +213,20 @@ PARTS = {
 
 def machine() -> dict[str, Any]:
     """Where and with what it was measured."""
-    from importlib.metadata import version
-
     cpu = next(
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     )
-    names = ("mindspore", "mindcv", "numpy", "pillow")
+    own = versions(sys.executable, "mindspore", "mindcv", "numpy", "pillow")
+    peers = versions(os.environ["CROSSVIT_PEER_PYTHON"], "torch", "timm", "openvino", "onnxruntime")
     cores = len(os.sched_getaffinity(0))
-    return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": cores, **{n: version(n) for n in names}}
+    return {"date": time.strftime("%Y-%m-%d"), "cpu": cpu, "cores": cores, "versions": own | peers}
+
+
+def versions(python: str, *packages: str) -> dict[str, str]:
+    """Versions of packages beside a Python."""
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    said = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True).stdout
+    return dict(zip(packages, said.split(), strict=True))
 
 
 def main(parts: list[str]) -> int:

@@ -22,7 +22,7 @@ compared was measured in turn in one run, so that a machine whose speed drifts s
 the times. Of each ratio the numbers are those of the fastest iterations. **Nothing here was run on Ascend.**
 
 `composed` are compositions of MindSpore's CPU operators, the default on a CPU; `native` this suite's C++ kernels
-(`run.ops=native`). timm is version 1.0.31 on PyTorch 2.13. Training is a whole step: soft targets, gradients, AdamW.
+(`run.ops=native`). Training is a whole step: soft targets, gradients, AdamW.
 """
 
 
@@ -39,7 +39,7 @@ def table(head: list[str], rows: list[str]) -> str:
 def where(part: dict[str, Any]) -> str:
     """The machine of a part."""
     m = part["machine"]
-    return f"*{m['date']}, {m['cpu']}, {m['cores']} cores, MindSpore {m['mindspore']}, NumPy {m['numpy']}.*"
+    return f"*{m['date']}, {m['cpu']}, {m['cores']} cores; {', '.join(map(' '.join, m['versions'].items()))}.*"
 
 
 def models(part: dict[str, Any]) -> str:
@@ -132,9 +132,9 @@ def pictures(part: dict[str, Any]) -> str:
     rows = []
     for who, name in names.items():
         r = found[who]
-        rows.append(line(name, f"{64 / r['cpu']:.0f}", f"{found['timm']['cpu'] / r['cpu']:.2f}"))
+        rows.append(line(name, f"{found['batch'] / r['cpu']:.0f}", f"{found['timm']['cpu'] / r['cpu']:.2f}"))
     head = [
-        f"800 photos of 375 to 640 pixels to 240, batches of 64, {found['workers']} workers",
+        f"800 photos of 375 to 640 pixels to 240, batches of {found['batch']}, {found['workers']} workers",
         "pictures per CPU second",
         "ratio",
     ]

@@ -105,12 +105,34 @@ def check_attention(kernels: ctypes.CDLL, batch: int, tokens: int, heads: int, d
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
 
 
+def check_convolution(kernels: ctypes.CDLL, size: tuple[int, int], side: int, stride: int, pad: int) -> None:
+    """Of an image and of maps, forward and gradient, against float64."""
+    rng = np.random.default_rng(side)
+    maps, weight, bias = rng.standard_normal((2, *size, 3)), rng.standard_normal((4, 3, side, side)), np.arange(4.0)
+    padded = np.pad(maps, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    seen = np.lib.stride_tricks.sliding_window_view(padded, (side, side), (1, 2))[:, ::stride, ::stride]
+    y = np.einsum("bijcrs,ocrs->bijo", seen, weight) + bias
+    dy = rng.standard_normal(y.shape)
+    d_seen, d_padded = np.einsum("bijo,ocrs->bijrsc", dy, weight), np.zeros(padded.shape)
+    for i in range(y.shape[1]):
+        for j in range(y.shape[2]):
+            rows, cols = (slice(k * stride, k * stride + side) for k in (i, j))
+            d_padded[:, rows, cols] += d_seen[:, i, j]
+    dx = d_padded[:, pad : pad + size[0], pad : pad + size[1]]
+    gradients = [np.einsum("bijcrs,bijo->ocrs", seen, dy), dy.sum((0, 1, 2)), dx]
+    for layout in (1, 2):
+        x, how = maps if layout == 1 else maps.transpose(0, 3, 1, 2), np.zeros((stride, pad + 1, layout))
+        found = call(kernels, "convolution", [x, weight, bias, how], [y.shape])
+        wanted = gradients[: 4 - layout]
+        found += call(kernels, "convolution_gradient", [x, weight, dy, how], [v.shape for v in wanted])
+        for mine, theirs in zip(found, [y, *wanted], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=2e-4, atol=2e-4 * max(1, np.abs(theirs).max()))
+
+
 def check_rest(kernels: ctypes.CDLL) -> None:
-    """Patches and the scaling of pictures."""
+    """The scaling of pictures."""
     rng = np.random.default_rng(0)
-    image, x, factors = rng.standard_normal((2, 3, 9, 6)), rng.standard_normal((15, 7)), rng.standard_normal(5)
-    rows = image.reshape(2, 3, 3, 3, 2, 3).transpose(0, 2, 4, 1, 3, 5).reshape(12, 27)
-    np.testing.assert_array_equal(call(kernels, "patches", [image, np.zeros(3)], [(12, 27)])[0], np.float32(rows))
+    x, factors = rng.standard_normal((15, 7)), rng.standard_normal(5)
     found = call(kernels, "scale_pictures", [x, factors], [(15, 7)])[0]
     np.testing.assert_allclose(found, x * np.repeat(factors, 3)[:, None], rtol=1e-6)
 
@@ -121,5 +143,13 @@ if __name__ == "__main__":
         check(library, *sizes)
     for attention in ((1, 1, 1, 1), (2, 17, 3, 5), (1, 129, 2, 8), (2, 300, 1, 33)):
         check_attention(library, *attention)
+    for convolution in (
+        ((9, 6), 3, 3, 0),
+        ((5, 7), 3, 1, 1),
+        ((8, 7), 3, 2, 1),
+        ((21, 24), 7, 4, 3),
+        ((4, 3), 5, 2, 4),
+    ):
+        check_convolution(library, *convolution)
     check_rest(library)
     print("all kernels agree")

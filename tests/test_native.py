@@ -40,7 +40,7 @@ def test_kernels_stay_within_their_memory(tmp_path):
 def test_the_sanitizer_would_have_seen_a_write_too_far(tmp_path):
     text = build.SOURCE.read_text()
     wrong = tmp_path / "wrong.cc"
-    wrong.write_text(text.replace("std::memcpy(row, picture", "row[side] = 0, std::memcpy(row, picture"))
+    wrong.write_text(text.replace("add_row(block + r * conv.outer, bias", "add_row(block + r * conv.outer + 1, bias"))
     assert wrong.read_text() != text
     library = cpp.compiled(wrong, tmp_path, SANITIZED)
     sanitizer = subprocess.run([cpp.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)

@@ -7,7 +7,7 @@ float32 rounding, in about the memory PyTorch needs.
 from dataclasses import replace
 
 from ..composed import COMPOSED
-from .cells import Attention, Linear, NormLinear, ScalePictures, conv2d, norm_mlp
+from .cells import Attention, Conv2d, Linear, NormLinear, ScalePictures, norm_mlp
 
 NATIVE = replace(
     COMPOSED,
@@ -17,5 +17,5 @@ NATIVE = replace(
     norm_mlp=norm_mlp,
     attention=Attention,
     scale_pictures=ScalePictures,
-    conv2d=conv2d,
+    conv2d=Conv2d,
 )

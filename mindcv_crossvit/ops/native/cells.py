@@ -9,7 +9,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from ..composed import Conv2d as ComposedConv2d
 from ..composed import NormMlp as ComposedNormMlp
 from .build import library
 
@@ -155,26 +154,41 @@ class ScalePictures(nn.Cell):
         return self.forward(dout, factors_b), ops.zeros_like(factors_b)
 
 
-class _PatchConv(nn.Cell):
-    """The patches of an image as rows, and one product; an image has no gradient."""
+def _output_side(x: int, kernel_size: int, stride: int, pad: int) -> int:
+    return (x + 2 * pad - kernel_size) // stride + 1
 
-    def __init__(self, side: int):
+
+class Conv2d(nn.Cell):
+    """A convolution of maps [B, H, W, I], or of an image [B, I, H, W], which gets no gradient, to maps [B, H, W, O]."""
+
+    def __init__(self, kernel_size: int, stride: int, pad: int, from_image: bool = False):
         super().__init__()
-        self.side, self.linear = Tensor(np.zeros(side, np.float32)), Linear()
-        self.patches = kernel("patches", lambda x, p: (x[0] * (x[2] // p[0]) * (x[3] // p[0]), x[1] * p[0] * p[0]))
+        self.inner = _Conv2d(kernel_size, stride, pad, from_image)
 
-    def construct(self, x_bchw, weight_oikk, bias_o=None):
-        side, outer = self.side.shape[0], weight_oikk.shape[0]
-        rows = self.patches(ops.stop_gradient(x_bchw), self.side)
-        y = self.linear(rows, weight_oikk.reshape(outer, -1), bias_o)
-        return y.reshape(-1, x_bchw.shape[2] // side, x_bchw.shape[3] // side, outer)
+    def construct(self, x, weight_oikk, bias_o=None):
+        return self.inner(x, weight_oikk, _or_zeros(bias_o, weight_oikk))
 
 
-def conv2d(kernel_size: int, stride: int, pad: int, from_image: bool = False) -> nn.Cell:
-    """A patch embedding by its own kernel, any other convolution by the composed one; maps are [B, H, W, C]."""
-    if from_image and kernel_size == stride and pad == 0:
-        return _PatchConv(stride)
-    return ComposedConv2d(kernel_size, stride, pad, from_image)
+class _Conv2d(nn.Cell):
+    def __init__(self, kernel_size: int, stride: int, pad: int, from_image: bool):
+        super().__init__()
+        self.from_image, rows = from_image, 2 if from_image else 1
+        self.how = Tensor(np.zeros((stride, pad + 1, 1 + from_image), np.float32))  # told by its shape
+
+        def output(x, w, *_):
+            sides = (_output_side(n, kernel_size, stride, pad) for n in x[rows : rows + 2])
+            return (x[0], *sides, w[0])
+
+        self.forward = kernel("convolution", output)
+        gradients = (lambda x, w, *_: (w, (w[0],))) if from_image else (lambda x, w, *_: (w, (w[0],), x))
+        self.backward = kernel("convolution_gradient", gradients, 2 if from_image else 3)
+
+    def construct(self, x, weight_oikk, bias_o):
+        return self.forward(x, weight_oikk, bias_o, self.how)
+
+    def bprop(self, x, weight_oikk, bias_o, out, dout):
+        found = self.backward(x, weight_oikk, dout, self.how)
+        return ops.zeros_like(x) if self.from_image else found[2], found[0], found[1]
 
 
 def _or_zeros(bias_o, weight_oi):

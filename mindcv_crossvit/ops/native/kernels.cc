@@ -464,21 +464,121 @@ KERNEL(scale_pictures) {
   return guarded([&] { parallel(shapes[1][0], [&](Index b) { scale_to(y + b * size, x + b * size, factors[b], size); }); });
 }
 
-// image [B, I, H, W], patch side as a shape [P] -> rows [B*(H/P)*(W/P), I*P*P], as a convolution's weight is stored
-KERNEL(patches) {
-  const float* x = in(data, 0);
-  const Index channels = shapes[0][1], height = shapes[0][2], width = shapes[0][3], side = shapes[1][0];
-  const Index down = height / side, across = width / side;
-  float* y = out(data, 2);
+namespace {
+
+// A convolution: what its kernel of side K sees of x, maps [B, H, W, I] or an image [B, I, H, W], for some rows of the
+// output [B, down, across, O], as rows of a product. `how` says [stride, pad + 1, 2 for an image] by its shape.
+struct Convolution {
+  Index batch, height, width, channels, side, outer, stride, pad, down, across, inner, block, blocks;
+  bool image;
+  Convolution(const int64_t* x, const int64_t* weight, const int64_t* how)
+      : batch(x[0]), side(weight[2]), outer(weight[0]), stride(how[0]), pad(how[1] - 1), image(how[2] == 2) {
+    height = x[image ? 2 : 1], width = x[image ? 3 : 2], channels = x[image ? 1 : 3];
+    down = (height + 2 * pad - side) / stride + 1, across = (width + 2 * pad - side) / stride + 1;
+    inner = channels * side * side;
+    const Index positions = std::min<Index>(256, std::max<Index>(32, 131072 / inner));  // half a megabyte
+    block = std::min(down, std::max<Index>(1, positions / across)), blocks = (down + block - 1) / block;
+  }
+  Index first(Index part) const { return part % blocks * block; }
+  Index rows(Index part) const { return std::min(block, down - first(part)); }
+  Index size() const { return height * width * channels; }
+
+  // Calls each(offset in a row of the product, offset in a picture, numbers) for all runs that lie in the picture.
+  template <class Each>
+  void runs(Index i, Index j, Each each) const {
+    const Index left = j * stride - pad, from = std::max<Index>(0, -left), to = std::min(side, width - left);
+    if (from >= to) return;
+    for (Index k = 0; k < side; ++k) {
+      const Index y = i * stride - pad + k;
+      if (y < 0 || y >= height) continue;
+      if (!image) {
+        each((k * side + from) * channels, (y * width + left + from) * channels, (to - from) * channels);
+        continue;
+      }
+      for (Index c = 0; c < channels; ++c)
+        each((c * side + k) * side + from, (c * height + y) * width + left + from, to - from);
+    }
+  }
+  bool inside(Index i, Index j) const {
+    const Index y = i * stride - pad, x = j * stride - pad;
+    return y >= 0 && x >= 0 && y + side <= height && x + side <= width;
+  }
+  void gather(const float* picture, Index first_row, Index count, float* seen) const {
+    for (Index i = first_row; i < first_row + count; ++i)
+      for (Index j = 0; j < across; ++j, seen += inner) {
+        if (!inside(i, j)) std::memset(seen, 0, inner * sizeof(float));
+        runs(i, j, [&](Index to, Index from, Index n) { std::memcpy(seen + to, picture + from, n * sizeof(float)); });
+      }
+  }
+  void scatter(const float* seen, Index first_row, Index count, float* picture) const {
+    for (Index i = first_row; i < first_row + count; ++i)
+      for (Index j = 0; j < across; ++j, seen += inner)
+        runs(i, j, [&](Index from, Index to, Index n) { add_row(picture + to, seen + from, n); });
+  }
+  // [O, I, K, K] to the order of a row of the product and back, which for maps is [O, K, K, I].
+  template <class Move>
+  void reorder(Move move) const {
+    const Index area = side * side;
+    for (Index o = 0; o < outer; ++o)
+      for (Index c = 0; c < channels; ++c)
+        for (Index k = 0; k < area; ++k)
+          move((o * channels + c) * area + k, image ? (o * channels + c) * area + k : (o * area + k) * channels + c);
+  }
+  std::vector<float> ordered(const float* weight) const {
+    std::vector<float> rows(outer * inner);
+    reorder([&](Index theirs, Index ours) { rows[ours] = weight[theirs]; });
+    return rows;
+  }
+};
+
+}  // namespace
+
+// x, weight [O, I, K, K], bias [O], how -> [B, down, across, O]
+KERNEL(convolution) {
+  const float *x = in(data, 0), *bias = in(data, 2);
+  const Convolution conv(shapes[0], shapes[1], shapes[3]);
+  float* y = out(data, 4);
   return guarded([&] {
-    parallel(shapes[0][0] * down, [&](Index i) {
-      const float* picture = x + i / down * channels * height * width;
-      for (Index j = 0; j < across; ++j) {
-        float* row = y + (i * across + j) * channels * side * side;
-        for (Index c = 0; c < channels; ++c)
-          for (Index r = 0; r < side; ++r, row += side)
-            std::memcpy(row, picture + (c * height + i % down * side + r) * width + j * side, side * sizeof(float));
+    const std::vector<float> weight = conv.ordered(in(data, 1));
+    parallel(conv.batch * conv.blocks, [&](Index p) {
+      const Index b = p / conv.blocks, first = conv.first(p), positions = conv.rows(p) * conv.across;
+      float *seen = scratch(positions * conv.inner), *block = y + (b * conv.down + first) * conv.across * conv.outer;
+      conv.gather(x + b * conv.size(), first, conv.rows(p), seen);
+      gemm('N', 'T', positions, conv.outer, conv.inner, 1.0f, seen, conv.inner, weight.data(), conv.inner, 0.0f, block,
+           conv.outer);
+      for (Index r = 0; r < positions; ++r) add_row(block + r * conv.outer, bias, conv.outer);
+    });
+  });
+}
+
+// x, weight, dy [B, down, across, O], how -> d_weight [O, I, K, K], d_bias [O], and for maps dx
+KERNEL(convolution_gradient) {
+  const float *x = in(data, 0), *dy = in(data, 2);
+  const Convolution conv(shapes[0], shapes[1], shapes[3]);
+  const Index area = conv.outer * conv.inner;
+  float *d_weight = out(data, 4), *dx = count > 6 ? out(data, 6) : nullptr;
+  return guarded([&] {
+    const std::vector<float> weight = conv.ordered(in(data, 1));
+    Sums sums(area + conv.outer);
+    parallel(conv.batch, [&](Index b) {
+      float *sum = sums.mine(), *picture = dx ? dx + b * conv.size() : nullptr;
+      if (picture) std::memset(picture, 0, conv.size() * sizeof(float));
+      for (Index part = 0; part < conv.blocks; ++part) {
+        const Index first = conv.first(part), rows = conv.rows(part), positions = rows * conv.across;
+        const float* d = dy + (b * conv.down + first) * conv.across * conv.outer;
+        float* seen = scratch(positions * conv.inner);
+        conv.gather(x + b * conv.size(), first, rows, seen);
+        gemm('T', 'N', conv.outer, conv.inner, positions, 1.0f, d, conv.outer, seen, conv.inner, 1.0f, sum, conv.inner);
+        for (Index r = 0; r < positions; ++r) add_row(sum + area, d + r * conv.outer, conv.outer);
+        if (!picture) continue;
+        gemm('N', 'N', positions, conv.inner, conv.outer, 1.0f, d, conv.outer, weight.data(), conv.inner, 0.0f, seen,
+             conv.inner);
+        conv.scatter(seen, first, rows, picture);
       }
     });
+    std::vector<float> ordered(area);
+    sums.into(ordered.data(), 0, area);
+    conv.reorder([&](Index theirs, Index ours) { d_weight[theirs] = ordered[ours]; });
+    sums.into(out(data, 5), area, conv.outer);
   });
 }
