@@ -139,7 +139,7 @@ def pictures(part: dict[str, Any]) -> str:
         "ratio",
     ]
     scaling = [
-        line(f"{w} workers" if int(w) else "in the training process", f"{v:.0f}")
+        line(f"{w} worker{'s' * (int(w) > 1)}" if int(w) else "in the training process", f"{v:.0f}")
         for w, v in found["by_workers"].items()
     ]
     return (

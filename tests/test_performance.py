@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import time
@@ -14,6 +15,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import performance_page
 from alternate import alternate
+from performance import PARTS
 
 WORKER = f"""
 import sys, time
@@ -110,3 +112,9 @@ def test_the_page_has_every_part_that_was_measured_and_its_ratios():
     for table in re.findall(r"(?:^\|.*\|\n)+", text, re.MULTILINE):
         assert len({row.count("|") for row in table.splitlines()}) == 1, table
     assert "Exported" not in performance_page.page({name: data[name] for name in ("models", "input")})
+
+
+def test_the_page_in_the_docs_is_made_of_its_data():
+    data = json.loads(performance_page.DATA.read_text())
+    assert performance_page.PAGE.read_text(encoding="utf-8") == performance_page.page(data)
+    assert set(data) == set(PARTS) and performance_page.PICTURE.read_bytes().startswith(b"\x89PNG")
