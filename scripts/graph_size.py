@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 from mindcv_crossvit.ops import NAMES, PRECISIONS
 
 BATCH = 2
+COUNTED = {"ours": "this suite", "mindcv": "MindCV", "mindcv model": "MindCV's model in this suite's step"}
 NOTHING = {"Reshape", "ExpandDims", "TupleGetItem", "MakeTuple", "make_list", "UpdateState", "Load", "Depend", "Return"}
 NOTHING |= {"Switch", "Partial"}
 MOVES = {"Transpose", "Concat", "StridedSlice", "StridedSliceGrad", "Slice", "Split", "SplitWithSize", "Stack"}
@@ -91,9 +92,6 @@ def measure(model: str, precision: str, ops: str = "fused") -> dict[str, Size]:
     return {who: size_of(compiled(command)) for who, command in commands.items()}
 
 
-NAMES_OF = {"ours": "this suite", "mindcv": "MindCV", "mindcv model": "MindCV's model in this suite's step"}
-
-
 def row(name: str, size: Size) -> str:
     """One line of the table."""
     return f"| {name} | {size.kernels:,} | {size.transposes:,} | {size.moved:,.0f} MB |"
@@ -110,7 +108,7 @@ def main() -> None:
     print("|---|--:|--:|--:|")
     for model in arguments.models:
         for who, size in measure(model, arguments.precision, arguments.ops).items():
-            print(row(f"{model}, {NAMES_OF[who]}", size), flush=True)
+            print(row(f"{model}, {COUNTED[who]}", size), flush=True)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def graphs(part: dict[str, Any]) -> str:
         for who, s in row["sizes"].items():
             ratio = s["kernels"] / row["sizes"]["mindcv"]["kernels"]
             cells = (f"{s['kernels']:,}", f"{ratio:.2f}", s["transposes"], f"{s['moved']:,.0f} MB")
-            rows.append(line(f"`{row['model']}`, {row['precision']}, {graph_size.NAMES_OF[who]}", *cells))
+            rows.append(line(f"`{row['model']}`, {row['precision']}, {graph_size.COUNTED[who]}", *cells))
     head = ["training step, 2 pictures", "kernels", "ratio to MindCV", "transposes", "moved by copies"]
     return (
         f"## Size of the graph\n\nWhat can be said of a card without one: how many kernels it is asked to run."
